@@ -1,0 +1,282 @@
+/* Tables of guest-physical ranges: see slots.h. */
+#include <string.h>
+
+#include "slots.h"
+
+#define MOST_RANGES (1u << 24)
+
+static uint64_t *keys_of(struct memslots_table *table)
+{
+	return (uint64_t *)((char *)table + table->keys);
+}
+
+static uint32_t *order_of(struct memslots_table *table)
+{
+	return (uint32_t *)((char *)table + table->order);
+}
+
+static struct memslots_range *ranges_of(struct memslots_table *table)
+{
+	return (struct memslots_range *)((char *)table + table->ranges);
+}
+
+static uint64_t *used_of(struct memslots_table *table)
+{
+	return (uint64_t *)((char *)table + table->used);
+}
+
+static uint32_t round_up(uint32_t value, uint32_t multiple)
+{
+	return (value + multiple - 1) / multiple * multiple;
+}
+
+/* The four parts, in this order, each on a cache line of its own. */
+static int64_t lay_out(struct memslots_table *table, uint32_t capacity)
+{
+	uint64_t at = sizeof(*table);
+
+	table->keys = (uint32_t)at;
+	at += round_up(capacity * (uint32_t)sizeof(uint64_t), 64);
+	table->order = (uint32_t)at;
+	at += round_up(capacity * (uint32_t)sizeof(uint32_t), 64);
+	table->ranges = (uint32_t)at;
+	at += (uint64_t)capacity * sizeof(struct memslots_range);
+	table->used = (uint32_t)at;
+	at += round_up((capacity + 63) / 64 * (uint32_t)sizeof(uint64_t), 64);
+	return (int64_t)at;
+}
+
+int32_t memslots_table_size(uint32_t capacity)
+{
+	struct memslots_table table;
+
+	if (capacity == 0 || capacity > MOST_RANGES)
+		return -MEMSLOTS_EINVAL;
+	return (int32_t)((lay_out(&table, capacity) + 63) / 64 * 64);
+}
+
+int32_t memslots_table_init(struct memslots_table *table, uint32_t capacity)
+{
+	if (capacity == 0 || capacity > MOST_RANGES)
+		return -MEMSLOTS_EINVAL;
+	memset(table, 0, sizeof(*table));
+	lay_out(table, capacity);
+	table->capacity = capacity;
+	memset(used_of(table), 0, (capacity + 63) / 64 * sizeof(uint64_t));
+	return 0;
+}
+
+/*
+ * Moves 32-bit words within a table. A copy that other threads may be reading (though they will throw away
+ * what they find) needs stores that the compiler can neither split nor invent; otherwise memmove is faster.
+ */
+static void move_words(const struct memslots_table *table, uint32_t *to, const uint32_t *from, size_t count)
+{
+	size_t i;
+
+	if (!table->shared) {
+		memmove(to, from, count * sizeof(*to));
+	} else if (to < from) {
+		for (i = 0; i < count; i++)
+			__atomic_store_n(&to[i], from[i], __ATOMIC_RELAXED);
+	} else {
+		for (i = count; i-- > 0;)
+			__atomic_store_n(&to[i], from[i], __ATOMIC_RELAXED);
+	}
+}
+
+static void move_keys(struct memslots_table *table, uint32_t to, uint32_t from, uint32_t count)
+{
+	move_words(table, (uint32_t *)&keys_of(table)[to], (uint32_t *)&keys_of(table)[from], (size_t)count * 2);
+	move_words(table, &order_of(table)[to], &order_of(table)[from], count);
+}
+
+static void set_key(struct memslots_table *table, uint32_t position, const struct memslots_range *range)
+{
+	uint64_t key = range->gpa;
+
+	move_words(table, (uint32_t *)&keys_of(table)[position], (const uint32_t *)&key, 2);
+	move_words(table, &order_of(table)[position], &range->id, 1);
+	move_words(table, (uint32_t *)&ranges_of(table)[range->id], (const uint32_t *)range,
+		   sizeof(*range) / sizeof(uint32_t));
+	used_of(table)[range->id / 64] |= 1ull << range->id % 64;
+}
+
+static void set_count(struct memslots_table *table, uint32_t count)
+{
+	__atomic_store_n(&table->count, count, __ATOMIC_RELAXED);
+}
+
+/* Branch-free: the loop's length depends on the count alone, so there is nothing to mispredict. */
+uint32_t memslots_upper(const struct memslots_table *table, uint64_t gpa)
+{
+	const uint64_t *base = memslots_keys(table);
+	uint32_t length = table->count;
+
+	if (length == 0)
+		return 0;
+	while (length > 1) {
+		uint32_t half = length / 2;
+
+		base += base[half - 1] <= gpa ? half : 0;
+		length -= half;
+	}
+	return (uint32_t)(base - memslots_keys(table)) + (*base <= gpa);
+}
+
+static int32_t find(const struct memslots_table *table, uint64_t gpa)
+{
+	uint32_t position = memslots_upper(table, gpa), id;
+
+	if (position == 0)
+		return -MEMSLOTS_ENOENT;
+	id = memslots_order(table)[position - 1];
+	return gpa - memslots_ranges(table)[id].gpa < memslots_ranges(table)[id].size ? (int32_t)id : -MEMSLOTS_ENOENT;
+}
+
+int32_t memslots_find(const struct memslots_table *table, double gpa)
+{
+	return find(table, (uint64_t)gpa);
+}
+
+int32_t memslots_find_at_or_above(const struct memslots_table *table, double gpa)
+{
+	int32_t id = find(table, (uint64_t)gpa);
+	uint32_t position;
+
+	if (id >= 0)
+		return id;
+	position = memslots_upper(table, (uint64_t)gpa);
+	return position < table->count ? (int32_t)memslots_order(table)[position] : -MEMSLOTS_ENOENT;
+}
+
+int32_t memslots_match(const struct memslots_table *table, const struct memslots_range *range)
+{
+	int32_t id = find(table, range->gpa);
+
+	if (id < 0 || memslots_ranges(table)[id].gpa != range->gpa || memslots_ranges(table)[id].size != range->size)
+		return -MEMSLOTS_ENOENT;
+	return id;
+}
+
+int32_t memslots_find_batch(const struct memslots_table *table, const uint64_t *gpas, int32_t *ids, uint32_t count)
+{
+	int32_t found = 0;
+	uint32_t i;
+
+	for (i = 0; i < count; i++) {
+		ids[i] = find(table, gpas[i]);
+		found += ids[i] >= 0;
+	}
+	return found;
+}
+
+int32_t memslots_overlap(const struct memslots_table *table, const struct memslots_range *range)
+{
+	int32_t id = find(table, range->gpa);
+	uint32_t position;
+
+	if (id >= 0)
+		return id;
+	position = memslots_upper(table, range->gpa);
+	if (position < table->count && memslots_keys(table)[position] < memslots_end(range))
+		return (int32_t)memslots_order(table)[position];
+	return -MEMSLOTS_ENOENT;
+}
+
+int32_t memslots_free_id(const struct memslots_table *table)
+{
+	const uint64_t *used = memslots_used(table);
+	uint32_t word, id;
+
+	for (word = 0; word * 64 < table->capacity; word++) {
+		if (used[word] == ~0ull)
+			continue;
+		id = word * 64 + (uint32_t)__builtin_ctzll(~used[word]);
+		return id < table->capacity ? (int32_t)id : -MEMSLOTS_ENOSPC;
+	}
+	return -MEMSLOTS_ENOSPC;
+}
+
+int32_t memslots_insert(struct memslots_table *table, const struct memslots_range *range)
+{
+	struct memslots_range copy = *range;
+	int32_t free_id = memslots_free_id(table);
+
+	if (range->size == 0 || range->gpa + range->size < range->gpa)
+		return -MEMSLOTS_EINVAL;
+	if (free_id < 0)
+		return free_id;
+	if (copy.id == MEMSLOTS_ANY_ID)
+		copy.id = (uint32_t)free_id;
+	else if (copy.id >= table->capacity || memslots_used(table)[copy.id / 64] >> copy.id % 64 & 1)
+		return -MEMSLOTS_EINVAL;
+	if (memslots_overlap(table, range) >= 0)
+		return -MEMSLOTS_EEXIST;
+	memslots_splice(table, NULL, 0, &copy, 1, sizeof(copy));
+	return (int32_t)copy.id;
+}
+
+int32_t memslots_remove(struct memslots_table *table, uint32_t id)
+{
+	struct memslots_range copy;
+
+	if (id >= table->capacity || !(memslots_used(table)[id / 64] >> id % 64 & 1))
+		return -MEMSLOTS_ENOENT;
+	copy = memslots_ranges(table)[id];
+	memslots_splice(table, &copy, 1, NULL, 0, sizeof(copy));
+	return 0;
+}
+
+void memslots_set_flags(struct memslots_table *table, uint32_t id, uint32_t flags)
+{
+	move_words(table, &ranges_of(table)[id].flags, &flags, 1);
+}
+
+int32_t memslots_list(const struct memslots_table *table, struct memslots_range *out)
+{
+	uint32_t i;
+
+	for (i = 0; i < table->count; i++)
+		out[i] = memslots_ranges(table)[memslots_order(table)[i]];
+	return (int32_t)table->count;
+}
+
+static const struct memslots_range *record(const void *list, uint32_t index, uint32_t stride)
+{
+	return (const struct memslots_range *)((const char *)list + (size_t)index * stride);
+}
+
+void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t delete_count, const void *adds,
+		     uint32_t add_count, uint32_t stride)
+{
+	uint32_t count = table->count, i, from, to;
+
+	/* Downwards: the keys between two deleted ones move once, by the number of deletes below them. */
+	for (i = 0, to = 0; i < delete_count; i++) {
+		const struct memslots_range *range = record(deletes, i, stride);
+		uint32_t next;
+
+		from = memslots_upper(table, range->gpa);
+		next = i + 1 < delete_count ? memslots_upper(table, record(deletes, i + 1, stride)->gpa) - 1 : count;
+		used_of(table)[range->id / 64] &= ~(1ull << range->id % 64);
+		if (i == 0)
+			to = from - 1;
+		/* Searches stay right though half the keys have moved: all that did lie below the next delete. */
+		move_keys(table, to, from, next - from);
+		to += next - from;
+	}
+	count -= delete_count;
+	set_count(table, count);
+
+	/* Upwards, from the top: the keys between two added ones move once, by the number of adds below them. */
+	for (i = add_count, from = count; i-- > 0;) {
+		const struct memslots_range *range = record(adds, i, stride);
+		uint32_t position = memslots_upper(table, range->gpa);
+
+		move_keys(table, position + i + 1, position, from - position);
+		set_key(table, position + i, range);
+		from = position;
+	}
+	set_count(table, count + add_count);
+}
