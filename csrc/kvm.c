@@ -120,3 +120,9 @@ int32_t memslots_memory_unmap(uintptr_t address, double size)
 {
 	return munmap((void *)address, (size_t)size) < 0 ? -errno : 0;
 }
+
+int32_t memslots_memory_copy(void *to, const void *from, uint32_t size)
+{
+	memcpy(to, from, size);
+	return 0;
+}

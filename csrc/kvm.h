@@ -34,4 +34,7 @@ MEMSLOTS_EXPORT int32_t memslots_memory_map(double size, int32_t fd, uint64_t *o
 
 MEMSLOTS_EXPORT int32_t memslots_memory_unmap(uintptr_t address, double size);
 
+/* Copies `size` bytes between host memory that a slot maps and a buffer. 0. */
+MEMSLOTS_EXPORT int32_t memslots_memory_copy(void *to, const void *from, uint32_t size);
+
 #endif

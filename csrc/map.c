@@ -276,6 +276,8 @@ int32_t memslots_map_commit(struct memslots_map *map, const struct memslots_rang
 	for (i = 0; i < add_count; i++) {
 		uint32_t used = delete_pieces + add_pieces;
 
+		if (adds[i].flags & MEMSLOTS_LOGGING_ONLY)
+			continue;
 		result = split_by_since(table, &adds[i], commit, scratch + used, scratch_capacity - used);
 		if (result < 0)
 			return result;

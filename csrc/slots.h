@@ -50,6 +50,8 @@
 #define MEMSLOTS_KVM_FLAGS 7u
 /* The range is backed by host memory: `host` is an address. Otherwise the range traps. */
 #define MEMSLOTS_BACKED 0x10000u
+/* An added section that was there before and of which only dirty logging changes: not for maps. */
+#define MEMSLOTS_LOGGING_ONLY 0x20000u
 
 #define MEMSLOTS_ANY_ID 0xffffffffu
 

@@ -42,6 +42,7 @@ const constants = [
   'READONLY',
   'GUEST_MEMFD',
   'BACKED',
+  'LOGGING_ONLY',
   'ANY_ID',
   'POLICY_EXACT',
   'POLICY_STABLE',

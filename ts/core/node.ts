@@ -32,7 +32,7 @@ export function createArena(bytes: number): Arena {
  * says otherwise. Never falls back: a build that was asked for and can't be had is an error.
  */
 export function chooseCore(arena: Arena, preferred: Core['build']): Core {
-  const forced = process.env['MEMSLOTS_CORE'];
+  const forced = process.env.MEMSLOTS_CORE;
   if (forced !== undefined && forced !== 'native' && forced !== 'wasm') {
     throw new MemorySlotsError('INVALID', `MEMSLOTS_CORE must be 'native' or 'wasm', not '${forced}'`);
   }

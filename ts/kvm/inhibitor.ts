@@ -1,4 +1,3 @@
-import { performance } from 'node:perf_hooks';
 import type { Arena } from '../core/arena.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { controlWords, Gate, gateBits, gateLineBytes, lineWords, vcpuStates } from './gate.js';

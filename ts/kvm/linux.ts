@@ -1,0 +1,257 @@
+import { closeSync, openSync } from 'node:fs';
+import type { Arena } from '../core/arena.js';
+import { formatSize, hex, mustBeAligned } from '../core/checks.js';
+import { errnoName } from '../core/core.js';
+import { MemorySlotsError } from '../core/errors.js';
+import { loadNativeLibrary, type NativeLibrary } from '../core/native.js';
+import { type Backend, type Capabilities, type GuestProgram, HostMemory, type VcpuSetup } from './backend.js';
+import { lineWords } from './gate.js';
+import { initialState } from './x86.js';
+
+/** Requests of the KVM API (linux/kvm.h), with the size of their argument in the number where they have one. */
+const requests = {
+  getApiVersion: 0xae00,
+  createVm: 0xae01,
+  checkExtension: 0xae03,
+  getVcpuMapSize: 0xae04,
+  createVcpu: 0xae41,
+  getDirtyLog: 0x4010ae42,
+  setRegisters: 0x4090ae82,
+  getSpecialRegisters: 0x8138ae83,
+  setSpecialRegisters: 0x4138ae84,
+} as const;
+
+/** Capability numbers of KVM_CHECK_EXTENSION. */
+const extensions = {
+  userMemory: 3,
+  slots: 10,
+  vcpus: 66,
+  readonlyMemory: 81,
+  addressSpaces: 118,
+  immediateExit: 136,
+  manualDirtyLog: 168,
+  dirtyRing: 192,
+  guestMemfd: 234,
+} as const;
+
+const pageSize = 4096;
+const largestSlot = (2 ** 31 - 1) * pageSize;
+
+/** The functions of csrc/kvm.h. */
+export interface KvmLibrary {
+  readonly native: NativeLibrary;
+  ioctl(fd: number, request: number, argument: number): number;
+  apply(vm: number, operations: number, count: number): number;
+  kick(run: number, thread: number): number;
+  mapMemory(size: number, fd: number): number;
+  unmapMemory(address: number, size: number): number;
+}
+
+/** Loads the native library and looks up what a KVM host needs. Throws `UNSUPPORTED`. */
+export function loadKvmLibrary(): KvmLibrary {
+  const native = loadNativeLibrary();
+  const map = native.function('int32_t memslots_memory_map(double, int32_t, void *)');
+  const address = new BigUint64Array(1);
+  return {
+    native,
+    ioctl: native.function('int32_t memslots_ioctl(int32_t, uint32_t, uintptr_t)'),
+    apply: native.function('int32_t memslots_kvm_apply(int32_t, uintptr_t, uint32_t)'),
+    kick: native.function('int32_t memslots_kvm_kick(uintptr_t, int32_t)'),
+    mapMemory(size, fd) {
+      const result = map(size, fd, address);
+      return result < 0 ? result : Number(address[0]);
+    },
+    unmapMemory: native.function('int32_t memslots_memory_unmap(uintptr_t, double)'),
+  };
+}
+
+/** Opens /dev/kvm, or throws an `UNSUPPORTED` error that says why not and what to do. */
+export function openKvm(path = '/dev/kvm'): number {
+  try {
+    return openSync(path, 'r+');
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException;
+    const reasons: Record<string, string> = {
+      ENOENT: `there is no ${path}: the kvm module isn't loaded, or this machine has no virtualisation`,
+      EACCES: `${path} may not be opened: join its group (usually kvm), or ask for read and write permission`,
+      EPERM: `${path} may not be opened: a sandbox or container forbids it`,
+    };
+    const message = reasons[code ?? ''] ?? `${path} can't be opened: ${(error as Error).message}`;
+    throw new MemorySlotsError('UNSUPPORTED', message, { cause: error });
+  }
+}
+
+class MappedMemory extends HostMemory {
+  readonly size: number;
+  readonly hostAddress: number;
+  readonly #native: NativeLibrary;
+  #view: Uint8Array | undefined;
+
+  constructor(native: NativeLibrary, address: number, size: number) {
+    super();
+    this.#native = native;
+    this.hostAddress = address;
+    this.size = size;
+  }
+
+  bytes(offset: number, length: number): Uint8Array {
+    if (!(offset >= 0 && length >= 0 && offset + length <= this.size)) {
+      const asked = `${hex(length)} bytes at ${hex(offset)}`;
+      throw new MemorySlotsError('INVALID', `${asked} lie outside guest memory of ${hex(this.size)} bytes`);
+    }
+    this.#view ??= new Uint8Array(this.#native.koffi.view(BigInt(this.hostAddress), this.size) as ArrayBuffer);
+    return this.#view.subarray(offset, offset + length);
+  }
+}
+
+interface Vcpu {
+  readonly fd: number;
+  readonly runAddress: number;
+  readonly line: number;
+}
+
+/** A virtual machine of the Linux kernel's KVM. Owner thread only, but for `kick`. */
+export class LinuxBackend implements Backend {
+  readonly kind = 'kvm';
+  readonly capabilities: Capabilities;
+  readonly #arena: Arena;
+  readonly #library: KvmLibrary;
+  readonly #device: number;
+  readonly #vm: number;
+  readonly #runBytes: number;
+  readonly #memories: MappedMemory[] = [];
+  readonly #vcpus = new Map<number, Vcpu>();
+  readonly #base: number;
+  #closed = false;
+
+  /** Opens /dev/kvm and creates a VM. Throws `UNSUPPORTED` where that can't be, saying what is missing. */
+  constructor(arena: Arena, path?: string) {
+    this.#arena = arena;
+    this.#library = loadKvmLibrary();
+    this.#base = arena.nativeBase(this.#library.native);
+    this.#device = openKvm(path);
+    try {
+      const version = this.#library.ioctl(this.#device, requests.getApiVersion, 0);
+      if (version !== 12) {
+        throw new MemorySlotsError('UNSUPPORTED', `KVM's API version is ${version}; this library knows version 12`);
+      }
+      this.#installKick();
+      this.#vm = this.#must('KVM_CREATE_VM', this.#library.ioctl(this.#device, requests.createVm, 0));
+    } catch (error) {
+      closeSync(this.#device);
+      throw error;
+    }
+    try {
+      this.capabilities = this.#readCapabilities();
+      this.#runBytes = this.#library.ioctl(this.#device, requests.getVcpuMapSize, 0);
+    } catch (error) {
+      closeSync(this.#vm);
+      closeSync(this.#device);
+      throw error;
+    }
+  }
+
+  #installKick(): void {
+    const result = this.#library.native.function('int32_t memslots_kick_install()')();
+    if (result < 0) {
+      const why = `the kick signal (SIGRTMIN + 4) can't be had: ${errnoName(result)}`;
+      throw new MemorySlotsError('UNSUPPORTED', `${why}; another part of this process handles it`);
+    }
+  }
+
+  #readCapabilities(): Capabilities {
+    const check = (extension: number) => Math.max(0, this.#library.ioctl(this.#vm, requests.checkExtension, extension));
+    for (const [name, number] of Object.entries({
+      KVM_CAP_USER_MEMORY: extensions.userMemory,
+      KVM_CAP_IMMEDIATE_EXIT: extensions.immediateExit,
+    })) {
+      if (!check(number)) throw new MemorySlotsError('UNSUPPORTED', `this KVM lacks ${name}, which is needed`);
+    }
+    return {
+      slots: check(extensions.slots) || 32,
+      addressSpaces: check(extensions.addressSpaces) || 1,
+      pageSize,
+      largestSlot,
+      readonlyMemory: check(extensions.readonlyMemory) > 0,
+      manualDirtyLog: check(extensions.manualDirtyLog) > 0,
+      dirtyRing: check(extensions.dirtyRing),
+      guestMemfd: check(extensions.guestMemfd) > 0,
+      maxVcpus: check(extensions.vcpus) || 4,
+    };
+  }
+
+  #must(what: string, result: number): number {
+    if (result < 0) throw new MemorySlotsError('IOCTL', `${what} failed with ${errnoName(result)}`);
+    return result;
+  }
+
+  apply(operations: number, count: number): number {
+    return this.#library.apply(this.#vm, this.#base + operations, count);
+  }
+
+  getDirtyLog(addressSpace: number, id: number, bitmap: Uint8Array): number {
+    const argument = new BigUint64Array(2);
+    new Uint32Array(argument.buffer)[0] = addressSpace * 65536 + id;
+    argument[1] = this.#library.native.koffi.address(bitmap) as bigint;
+    return this.#library.ioctl(this.#vm, requests.getDirtyLog, this.#address(argument));
+  }
+
+  allocate(bytes: number): HostMemory {
+    mustBeAligned('the size of guest memory', bytes, pageSize);
+    const address = this.#library.mapMemory(bytes, -1);
+    if (address < 0) {
+      throw new MemorySlotsError('CAPACITY', `${formatSize(bytes)} of guest memory: ${errnoName(address)}`);
+    }
+    const memory = new MappedMemory(this.#library.native, address, bytes);
+    this.#memories.push(memory);
+    return memory;
+  }
+
+  createVcpu(index: number, line: number, guest: GuestProgram): VcpuSetup {
+    if (guest.start === undefined) {
+      throw new MemorySlotsError('INVALID', `vCPU ${index} needs a start state to run on real KVM`);
+    }
+    const fd = this.#must(`KVM_CREATE_VCPU ${index}`, this.#library.ioctl(this.#vm, requests.createVcpu, index));
+    try {
+      const special = new Uint8Array(312);
+      this.#must('KVM_GET_SREGS', this.#library.ioctl(fd, requests.getSpecialRegisters, this.#address(special)));
+      const general = initialState(guest.start, special);
+      this.#must('KVM_SET_SREGS', this.#library.ioctl(fd, requests.setSpecialRegisters, this.#address(special)));
+      this.#must('KVM_SET_REGS', this.#library.ioctl(fd, requests.setRegisters, this.#address(general)));
+      const runAddress = this.#must('mapping kvm_run', this.#library.mapMemory(this.#runBytes, fd));
+      this.#vcpus.set(index, { fd, runAddress, line });
+      return { kind: 'kvm', fd, runAddress, runBytes: this.#runBytes };
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+  }
+
+  #address(view: ArrayBufferView): number {
+    return Number(this.#library.native.koffi.address(view));
+  }
+
+  kick(index: number): void {
+    const vcpu = this.#vcpus.get(index);
+    if (vcpu === undefined) return;
+    const thread = Atomics.load(this.#arena.words, (vcpu.line >>> 2) + lineWords.thread);
+    this.#library.kick(vcpu.runAddress, thread);
+  }
+
+  destroyVcpu(index: number): void {
+    const vcpu = this.#vcpus.get(index);
+    if (vcpu === undefined) return;
+    this.#vcpus.delete(index);
+    this.#library.unmapMemory(vcpu.runAddress, this.#runBytes);
+    closeSync(vcpu.fd);
+  }
+
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    for (const index of [...this.#vcpus.keys()]) this.destroyVcpu(index);
+    closeSync(this.#vm);
+    closeSync(this.#device);
+    for (const memory of this.#memories) this.#library.unmapMemory(memory.hostAddress, memory.size);
+  }
+}
