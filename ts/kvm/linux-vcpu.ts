@@ -25,6 +25,11 @@ const reasons: Readonly<Record<number, ExitReason>> = {
   39: 'memory-fault',
 };
 
+/** The calling thread's id, for the kick. */
+export function threadId(): number {
+  return loadNativeLibrary().function('int32_t memslots_thread_id()')();
+}
+
 /** Runs a vCPU of the real KVM in the thread that calls this. */
 export function linuxRunner(setup: VcpuSetup & { kind: 'kvm' }): VcpuRunner {
   const native = loadNativeLibrary();

@@ -86,6 +86,9 @@ export class Planner {
   readonly #slots: number;
   #deleteCount = 0;
   #addCount = 0;
+  /** How many of them are of address space 0; they come first. */
+  #normalDeletes = 0;
+  #normalAdds = 0;
 
   constructor(arena: Arena, core: Core, options: PlannerOptions) {
     this.#arena = arena;
@@ -130,16 +133,20 @@ export class Planner {
   begin(): void {
     this.#deleteCount = 0;
     this.#addCount = 0;
+    this.#normalDeletes = 0;
+    this.#normalAdds = 0;
   }
 
   /** Captures a deleted section. Sections come by ascending address space and address. */
   delete(section: MemoryRange): void {
     this.#deleteCount = this.#capture(this.#deletes, this.#deleteCount, section);
+    if (section.addressSpace === 0) this.#normalDeletes = this.#deleteCount;
   }
 
   /** Captures an added section, which replaces whatever was at its addresses. */
   add(section: MemoryRange): void {
     this.#addCount = this.#capture(this.#adds, this.#addCount, section);
+    if (section.addressSpace === 0) this.#normalAdds = this.#addCount;
   }
 
   #capture(list: number, count: number, section: MemoryRange): number {
@@ -243,17 +250,11 @@ export class Planner {
     this.core.apply(0, this.#tablesOffset, operations, count);
   }
 
-  /** Publishes the captured transaction in `map`, a map of sections: 0 or a negative errno. */
+  /** Publishes what was captured of address space 0 in `map`, a map of sections: 0 or a negative errno. */
   publish(map: number, scratch: number, scratchCapacity: number): number {
-    return this.#arena.wasm.map_commit(
-      map,
-      this.#deletes,
-      this.#deleteCount,
-      this.#adds,
-      this.#addCount,
-      scratch,
-      scratchCapacity,
-    );
+    const { wasm } = this.#arena;
+    const [deletes, adds] = [this.#normalDeletes, this.#normalAdds];
+    return wasm.map_commit(map, this.#deletes, deletes, this.#adds, adds, scratch, scratchCapacity);
   }
 
   /** Slots in use, in address space `addressSpace` or in all. */

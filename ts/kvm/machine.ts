@@ -1,0 +1,235 @@
+import { channel } from 'node:diagnostics_channel';
+import type { Arena } from '../core/arena.js';
+import { MemorySlotsError } from '../core/errors.js';
+import { chooseCore, createArena } from '../core/node.js';
+import { AddressSpace, MemoryMap } from '../memory/address-space.js';
+import { MemoryRegion } from '../memory/region.js';
+import type { Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
+import { gateLineBytes } from './gate.js';
+import { Inhibitor, type InhibitorOptions } from './inhibitor.js';
+import { LinuxBackend } from './linux.js';
+import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
+import { SectionMap } from './section-map.js';
+import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
+import { type CommitRecord, SlotsListener } from './slots-listener.js';
+import { naiveWord } from './vcpu.js';
+import { Vcpu } from './vcpu-owner.js';
+
+/** How to make a {@link Machine}. */
+export interface MachineOptions {
+  /** `auto` (the default): real KVM where /dev/kvm works, else the simulated one. */
+  readonly backend?: 'auto' | 'kvm' | 'simulated';
+  readonly simulated?: SimulatedOptions;
+  /** Default `exact`. */
+  readonly policy?: Policy;
+  /** Where `stable` cuts new slots; default what a PC's firmware reshapes. */
+  readonly splitPoints?: readonly number[];
+  /** Slots per address space to use at most; default what KVM has. */
+  readonly slots?: number;
+  /** Dirty bits of logged slots that go away aren't wanted. Default true. */
+  readonly discardDirty?: boolean;
+  readonly inhibitor?: InhibitorOptions;
+  /** Told after each commit that changed slots, before `transaction` returns. */
+  readonly onCommit?: (record: CommitRecord) => void;
+}
+
+/** Each commit that changed slots is published here as a {@link CommitRecord}. */
+const commits = channel('kvm-memslots:commit');
+
+/** How long leaving the process waits for vCPUs to end, in milliseconds. */
+const exitPatience = 2_000;
+
+/**
+ * A virtual machine whose memory map can be edited while it runs: a KVM, a tree of memory regions shown in one address
+ * space (two where KVM has system management mode), the listener that keeps its memory slots, and vCPUs, each in a
+ * worker thread of its own.
+ *
+ * Everything belongs to the thread that made it. Edits go into {@link transaction}: what is in one transaction happens
+ * at one instant to every vCPU.
+ */
+export class Machine implements AsyncDisposable {
+  /** `kvm` or `simulated`. */
+  readonly backend: Backend['kind'];
+  /** Why that one: for people. */
+  readonly why: string;
+  readonly capabilities: Capabilities;
+  readonly map: MemoryMap;
+  /** The root of address space "memory". */
+  readonly system: MemoryRegion;
+  readonly memory: AddressSpace;
+  /** System management mode's map, where KVM has it. Starts empty: most callers put an alias of {@link system} in it. */
+  readonly smm: AddressSpace | undefined;
+  readonly #arena: Arena;
+  readonly #kvm: Backend;
+  readonly #inhibitor: Inhibitor;
+  readonly #listener: SlotsListener;
+  readonly #planner: Planner;
+  readonly #sections: SectionMap;
+  readonly #vcpus = new Map<number, Vcpu>();
+  readonly #freeLines: number[] = [];
+  readonly #exitHook = () => this.#leaveProcess();
+  #closed = false;
+
+  private constructor(options: MachineOptions) {
+    this.#arena = createArena(arenaBytes);
+    const { backend, why } = openBackend(this.#arena, options);
+    this.#kvm = backend;
+    this.backend = backend.kind;
+    this.why = why;
+    this.capabilities = backend.capabilities;
+    try {
+      this.#inhibitor = new Inhibitor(this.#arena, options.inhibitor);
+      this.#sections = new SectionMap(this.#arena, sectionCapacity);
+      const core = chooseCore(this.#arena, backend.kind === 'kvm' ? 'native' : 'wasm');
+      this.#planner = new Planner(this.#arena, core, plannerOptions(options, backend.capabilities));
+      this.#listener = new SlotsListener(this.#arena, backend, this.#inhibitor, this.#planner, this.#sections, {
+        onCommit: (record) => {
+          options.onCommit?.(record);
+          if (commits.hasSubscribers) commits.publish(record);
+        },
+      });
+      this.map = new MemoryMap();
+      this.system = MemoryRegion.container(this.map, 'system', 2n ** 64n);
+      this.memory = new AddressSpace(this.map, 'memory', this.system);
+      this.smm =
+        backend.capabilities.addressSpaces > 1
+          ? new AddressSpace(this.map, 'smm', MemoryRegion.container(this.map, 'smm', 2n ** 64n))
+          : undefined;
+      this.map.addListener(this.#listener, this.smm === undefined ? [this.memory] : [this.memory, this.smm]);
+    } catch (error) {
+      backend.close();
+      throw error;
+    }
+    process.on('exit', this.#exitHook);
+  }
+
+  /** Makes a machine. Throws `UNSUPPORTED` if the backend that was asked for can't be had. */
+  static async create(options: MachineOptions = {}): Promise<Machine> {
+    return new Machine(options);
+  }
+
+  /** Runs `edit`, which changes regions; then KVM follows, at one instant for every vCPU. See MemoryMap.transaction. */
+  transaction<Result>(edit: () => Result): Result {
+    this.#assertOpen();
+    return this.map.transaction(edit);
+  }
+
+  /** `bytes` bytes of zeroed memory for regions of this machine; freed with it. Throws `CAPACITY`. */
+  allocate(bytes: number): HostMemory {
+    this.#assertOpen();
+    return this.#kvm.allocate(bytes);
+  }
+
+  /** Whether updates are atomic, which is the default, or naive: never inhibited. For control experiments. */
+  get updates(): 'atomic' | 'naive' {
+    return this.#listener.updates;
+  }
+
+  set updates(updates: 'atomic' | 'naive') {
+    this.#listener.updates = updates;
+    const word = (this.#inhibitor.control >>> 2) + naiveWord;
+    Atomics.store(this.#arena.words, word, updates === 'naive' ? 1 : 0);
+  }
+
+  /** Memory slots in use, over all address spaces. */
+  get slotsInUse(): number {
+    return this.#planner.count();
+  }
+
+  /** The slots of an address space (0: normal, 1: system management mode), by ascending address. */
+  slots(addressSpace = 0): { id: number; gpa: number; size: number; flags: number }[] {
+    return this.#planner.list(addressSpace).map(({ id, gpa, size, flags }) => ({ id, gpa, size, flags }));
+  }
+
+  /** Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. */
+  async addVcpu(guest: GuestProgram): Promise<Vcpu> {
+    this.#assertOpen();
+    let index = 0;
+    while (this.#vcpus.has(index)) index++;
+    const line = this.#freeLines.pop() ?? this.#inhibitor.allocateLine();
+    const parts = {
+      arena: this.#arena,
+      backend: this.#kvm,
+      inhibitor: this.#inhibitor,
+      map: this.#sections.offset,
+      answer: (region: number, offset: number, data: Uint8Array, write: boolean) =>
+        this.#answer(region, offset, data, write),
+      onGone: (vcpu: Vcpu) => {
+        this.#vcpus.delete(vcpu.index);
+        this.#freeLines.push(vcpu.line);
+      },
+    };
+    const vcpu = await Vcpu.start(parts, index, line, guest);
+    this.#vcpus.set(index, vcpu);
+    return vcpu;
+  }
+
+  get vcpus(): readonly Vcpu[] {
+    return [...this.#vcpus.values()];
+  }
+
+  /** Ends all vCPUs and frees everything. Again is harmless. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await Promise.all(this.vcpus.map((vcpu) => vcpu.end()));
+    process.removeListener('exit', this.#exitHook);
+    this.#kvm.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  #answer(id: number, offset: number, data: Uint8Array, write: boolean): void {
+    const region = this.memory.view.ranges.find((range) => range.region.id === id)?.region;
+    if (write) region?.handlers?.write?.(offset, data);
+    else if (region?.handlers?.read === undefined) data.fill(0xff);
+    else region.handlers.read(offset, data);
+  }
+
+  /** A thread inside KVM_RUN would keep Node from ending. */
+  #leaveProcess(): void {
+    const deadline = performance.now() + exitPatience;
+    const pause = new Int32Array(new SharedArrayBuffer(4));
+    for (const vcpu of this.vcpus) vcpu.close();
+    while (this.vcpus.some((vcpu) => !vcpu.hasEnded) && performance.now() < deadline) {
+      for (const vcpu of this.vcpus) this.#kvm.kick(vcpu.index);
+      Atomics.wait(pause, 0, 0, 1);
+    }
+  }
+
+  #assertOpen(): void {
+    if (this.#closed) throw new MemorySlotsError('STATE', 'this machine is closed');
+  }
+}
+
+/** Sections that one flat view may have, split ones included. */
+const sectionCapacity = 65_536;
+/** Most of it is never touched, and so never takes memory. */
+const arenaBytes = 128 * 1024 * 1024 + 256 * gateLineBytes;
+
+function plannerOptions(options: MachineOptions, capabilities: Capabilities): PlannerOptions {
+  return {
+    policy: options.policy ?? 'exact',
+    slots: Math.min(options.slots ?? capabilities.slots, capabilities.slots),
+    pageSize: capabilities.pageSize,
+    largestSlot: capabilities.largestSlot,
+    splitPoints: options.splitPoints ?? (process.arch === 'x64' ? pcSplitPoints : []),
+    discardDirty: options.discardDirty ?? true,
+  };
+}
+
+function openBackend(arena: Arena, options: MachineOptions): { backend: Backend; why: string } {
+  const wanted = options.backend ?? 'auto';
+  if (wanted === 'simulated') {
+    return { backend: new SimulatedBackend(arena, options.simulated), why: 'it was asked for' };
+  }
+  try {
+    const backend = new LinuxBackend(arena);
+    return { backend, why: wanted === 'kvm' ? 'it was asked for' : '/dev/kvm works' };
+  } catch (error) {
+    if (wanted === 'kvm' || !(error instanceof MemorySlotsError) || error.code !== 'UNSUPPORTED') throw error;
+    return { backend: new SimulatedBackend(arena, options.simulated), why: error.message };
+  }
+}

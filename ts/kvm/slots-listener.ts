@@ -1,0 +1,211 @@
+import type { Arena, MemoryRange } from '../core/arena.js';
+import { formatRange } from '../core/checks.js';
+import { errno, errnoName } from '../core/core.js';
+import { MemorySlotsError } from '../core/errors.js';
+import type { MemoryListener, Section } from '../memory/address-space.js';
+import { isBacked, isWritable } from '../memory/flat-view.js';
+import type { Backend, HostMemory } from './backend.js';
+import type { Inhibitor } from './inhibitor.js';
+import type { Operation, Planner, PlanSummary } from './planner.js';
+import type { SectionMap } from './section-map.js';
+
+/** What one commit did. Times in microseconds, sizes in bytes. */
+export interface CommitRecord extends PlanSummary {
+  /** Counts commits that changed slots, from 1. */
+  readonly number: number;
+  /** Length of the inhibit window, from shutting the first gate to having opened the last; absent without one. */
+  readonly windowMicroseconds?: number;
+  /** Whole commit, planning included. */
+  readonly microseconds: number;
+}
+
+/** A call of KVM_SET_USER_MEMORY_REGION that failed, and the commit with it. */
+export class SlotIoctlError extends MemorySlotsError {
+  readonly errno: number;
+  readonly errnoName: string;
+  readonly operation: Operation;
+  /** Whether the old layout stands: every call made before the failing one was undone. */
+  readonly undone: boolean;
+
+  constructor(message: string, failed: Operation, number: number, undone: boolean) {
+    super('IOCTL', message);
+    this.errno = number;
+    this.errnoName = errnoName(number);
+    this.operation = failed;
+    this.undone = undone;
+  }
+}
+
+/** How a {@link SlotsListener} goes about it. */
+export interface SlotsListenerOptions {
+  /** `naive`: never inhibits, as a VMM without atomic updates. For control experiments. Default `atomic`. */
+  readonly updates?: 'atomic' | 'naive';
+  /** Told after each commit that changed slots; must not edit the memory map. */
+  readonly onCommit?: (record: CommitRecord) => void;
+}
+
+/**
+ * Turns changes of the memory map into memory slots: captures deleted and added sections, and at commit plans in C and
+ * applies the plan to KVM, inside an inhibit window if the plan asks for one. Guests see the old layout or the new.
+ *
+ * If a call fails, those before it are undone in reverse, still inside the window; {@link commit} then throws a
+ * {@link SlotIoctlError} and the listener holds the old state. Owner thread only.
+ */
+export class SlotsListener implements MemoryListener {
+  readonly priority = 10;
+  /** May be changed between commits. */
+  updates: 'atomic' | 'naive';
+  readonly #arena: Arena;
+  readonly #backend: Backend;
+  readonly #inhibitor: Inhibitor;
+  readonly #planner: Planner;
+  readonly #map: SectionMap;
+  readonly #onCommit: ((record: CommitRecord) => void) | undefined;
+  #commits = 0;
+  #committing = false;
+
+  constructor(
+    arena: Arena,
+    backend: Backend,
+    inhibitor: Inhibitor,
+    planner: Planner,
+    map: SectionMap,
+    options: SlotsListenerOptions = {},
+  ) {
+    this.#arena = arena;
+    this.#backend = backend;
+    this.#inhibitor = inhibitor;
+    this.#planner = planner;
+    this.#map = map;
+    this.updates = options.updates ?? 'atomic';
+    this.#onCommit = options.onCommit;
+  }
+
+  begin(): void {
+    this.#planner.begin();
+  }
+
+  delete(section: Section): void {
+    if (section.gpa < Number.MAX_SAFE_INTEGER) this.#planner.delete(this.#range(section));
+  }
+
+  add(section: Section): void {
+    if (section.gpa < Number.MAX_SAFE_INTEGER) this.#planner.add(this.#range(section));
+  }
+
+  logStart(section: Section): void {
+    this.#changeLogging(section);
+  }
+
+  logStop(section: Section): void {
+    this.#changeLogging(section);
+  }
+
+  #changeLogging(section: Section): void {
+    const range = this.#range(section);
+    range.flags |= this.#arena.layout.constants.LOGGING_ONLY;
+    this.#planner.add(range);
+  }
+
+  /** Applies what was captured. Throws {@link SlotIoctlError}, `TIMEOUT`, `CANCELLED` or `CAPACITY`: nothing has changed then. */
+  commit(): void {
+    if (this.#committing) throw new MemorySlotsError('STATE', 'a commit is already under way');
+    if (this.#planner.isEmpty) return;
+    this.#committing = true;
+    try {
+      this.#commit();
+    } finally {
+      this.#committing = false;
+    }
+  }
+
+  #commit(): void {
+    const start = performance.now();
+    const plan = this.#planner.plan();
+    let windowMicroseconds: number | undefined;
+    if (plan.operations === 0) {
+      this.#map.publish(this.#planner);
+      return;
+    }
+    if (plan.inhibit && this.updates === 'atomic') {
+      windowMicroseconds = this.#inhibitor.window(() => this.#apply(plan)).microseconds;
+    } else {
+      this.#apply(plan);
+    }
+    this.#commits++;
+    this.#onCommit?.({
+      ...plan,
+      number: this.#commits,
+      microseconds: (performance.now() - start) * 1000,
+      ...(windowMicroseconds === undefined ? {} : { windowMicroseconds }),
+    });
+  }
+
+  #apply(plan: PlanSummary): void {
+    const planner = this.#planner;
+    const done = this.#backend.apply(planner.operations, plan.operations);
+    if (done < plan.operations) throw this.#undo(plan.operations, done);
+    planner.applied(planner.operations, done);
+    this.#map.publish(planner);
+  }
+
+  /** Makes KVM as it was before the commit, or the table as KVM is; the error that tells which. */
+  #undo(count: number, done: number): SlotIoctlError {
+    const planner = this.#planner;
+    const failed = planner.operation(done);
+    const number = planner.result(done);
+    const inverse = planner.undo(count, done);
+    const undone = this.#backend.apply(inverse, done);
+    const what = `${describe(failed)} failed with ${errnoName(number)}${this.#explain(failed, number)}`;
+    if (undone === done) {
+      return new SlotIoctlError(`${what}; the calls before it were undone and the old layout stands`, failed, number, true);
+    }
+    const stuck = planner.operation(count + undone);
+    const why = errnoName(planner.result(count + undone));
+    planner.applied(planner.operations, done);
+    planner.applied(inverse, undone);
+    const rest = `${done - undone} of the ${done} calls before it could not be undone (${describe(stuck)}: ${why})`;
+    return new SlotIoctlError(`${what}; ${rest}; the slot table says what KVM has now`, failed, number, false);
+  }
+
+  #explain(failed: Operation, number: number): string {
+    if (number !== -errno.EEXIST) return '';
+    const other = this.#planner.colliding(failed.slot);
+    if (other !== undefined) return `: slot ${other.id} ${formatRange(other.gpa, other.size)} is in the way`;
+    return ": a slot that isn't this machine's is in the way (the kernel keeps some: TSS, identity map, APIC page)";
+  }
+
+  /** The record of a section. Sections that no slot can back (MMIO) are captured too: look-ups find them. */
+  #range(section: Section): MemoryRange {
+    const { LOG_DIRTY, READONLY, BACKED } = this.#arena.layout.constants;
+    const { region } = section;
+    const memory = isBacked(section) ? (region.memory as HostMemory) : undefined;
+    let flags = 0;
+    if (memory !== undefined) {
+      flags = BACKED;
+      if (!isWritable(section)) flags |= READONLY;
+      if (section.logging) flags |= LOG_DIRTY;
+    }
+    const gpa = Number(section.gpa);
+    return {
+      gpa,
+      // No slot lies above 2^53, and nobody looks anything up there.
+      size: Math.max(0, Math.min(Number(section.size), Number.MAX_SAFE_INTEGER - gpa)),
+      host: memory === undefined ? 0 : memory.hostAddress + region.memoryOffset + Number(section.offset),
+      offset: Number(section.offset),
+      id: 0,
+      flags,
+      region: region.id,
+      since: 0,
+      addressSpace: section.addressSpace.index,
+      guestMemfd: -1,
+    };
+  }
+}
+
+function describe(operation: Operation): string {
+  const { slot } = operation;
+  const verb = { create: 'creating', delete: 'deleting', flags: 'changing the flags of' }[operation.kind];
+  const space = slot.addressSpace === 0 ? '' : ` of address space ${slot.addressSpace}`;
+  return `${verb} slot ${slot.id}${space} at ${formatRange(slot.gpa, slot.size)}`;
+}

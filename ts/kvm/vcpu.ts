@@ -1,0 +1,157 @@
+import type { Arena, MemoryRange } from '../core/arena.js';
+import type { Exit, VcpuRunner } from './backend.js';
+import { Gate, gateBits, lineWords, vcpuStates } from './gate.js';
+import { SectionMapReader } from './section-map.js';
+
+/** Words of a vCPU's mailbox, from the start of its line; see {@link VcpuLoop}. All but `data` are plain numbers. */
+export const mailboxWords = { region: 16, offsetLow: 17, offsetHigh: 18, size: 19, write: 20, data: 22 } as const;
+
+/** What a vCPU tells its owner by message. */
+export type VcpuMessage =
+  /** An access that a region's handlers are to answer is in the mailbox. */
+  | { readonly kind: 'mmio' }
+  /** The guest can't go on: it halted, or KVM said something that this library doesn't know. */
+  | { readonly kind: 'stopped'; readonly reason: string; readonly gpa: number; readonly detail: number };
+
+/** How a vCPU's loop reaches its owner, and what it is to do. */
+export interface VcpuLoopOptions {
+  /** Arena offsets: the control line of all gates, this vCPU's line, the section map, room for one range. */
+  readonly control: number;
+  readonly line: number;
+  readonly map: number;
+  readonly scratch: number;
+  readonly send: (message: VcpuMessage) => void;
+}
+
+/** How long, in milliseconds, a vCPU sleeps for its owner's answer before it looks whether it is to end. */
+const mailboxPatience = 50;
+
+/**
+ * The life of a vCPU in its own thread: enter the gate, KVM_RUN, leave the gate, handle the exit, again, until the gate
+ * is closed or the guest can't go on. Everything the owner wants to know is in the vCPU's line of shared words, since a
+ * thread inside KVM_RUN answers no messages.
+ *
+ * Exits are handled outside the gate, so an inhibit window never waits for a handler. An access to RAM that came out as
+ * MMIO is made good here (KVM would complete it with whatever data it is given), and counted as spurious if its
+ * address was mapped before and after every commit since the vCPU entered.
+ */
+export class VcpuLoop {
+  readonly #words: Int32Array;
+  readonly #arena: Arena;
+  readonly #base: number;
+  readonly #gate: Gate;
+  readonly #reader: SectionMapReader;
+  readonly #runner: VcpuRunner;
+  readonly #send: (message: VcpuMessage) => void;
+  readonly #naive: number;
+
+  constructor(arena: Arena, runner: VcpuRunner, options: VcpuLoopOptions) {
+    this.#arena = arena;
+    this.#words = arena.words;
+    this.#base = options.line >>> 2;
+    this.#naive = (options.control >>> 2) + naiveWord;
+    this.#gate = new Gate(arena, options.control, options.line);
+    this.#reader = new SectionMapReader(arena, options.map, options.scratch);
+    this.#runner = runner;
+    this.#send = options.send;
+  }
+
+  /** Runs until the vCPU is closed or can't go on. Returns then; throws what KVM_RUN throws. */
+  run(): void {
+    let goesOn = true;
+    while (goesOn && this.#gate.enter()) {
+      const entered = this.#reader.commit;
+      let exit: Exit | undefined;
+      try {
+        this.#runner.clearKick();
+        if (this.#gate.mayRun()) exit = this.#runner.run();
+      } finally {
+        this.#gate.leave();
+      }
+      if (exit === undefined || exit.reason === 'interrupted') continue;
+      this.#count(lineWords.exits);
+      goesOn = this.#handle(exit, entered);
+    }
+    Atomics.store(this.#words, this.#base + lineWords.state, vcpuStates.ended);
+  }
+
+  #count(word: number): void {
+    Atomics.add(this.#words, this.#base + word, 1);
+  }
+
+  /** Whether the vCPU can go on. */
+  #handle(exit: Exit, entered: number): boolean {
+    if (exit.reason === 'mmio') {
+      this.#count(lineWords.mmioExits);
+      this.#handleMmio(exit, entered);
+      return true;
+    }
+    if (exit.reason === 'port') {
+      if (!exit.write) exit.data.fill(0xff);
+      return true;
+    }
+    if (exit.reason === 'internal-error' || exit.reason === 'shutdown') this.#count(lineWords.internalErrors);
+    this.#send({ kind: 'stopped', reason: exit.reason, gpa: exit.gpa, detail: exit.detail });
+    return false;
+  }
+
+  #handleMmio(exit: Exit, entered: number): void {
+    const { constants } = this.#arena.layout;
+    const section = this.#reader.find(exit.gpa);
+    const data = exit.data.subarray(0, exit.size);
+    if (section !== undefined && section.flags & constants.BACKED && !(exit.write && section.flags & constants.READONLY)) {
+      if (section.since <= entered) this.#count(lineWords.spuriousExits);
+      if (!Atomics.load(this.#words, this.#naive)) {
+        this.#access(section, exit.gpa, data, exit.write);
+        return;
+      }
+    } else if (section !== undefined && this.#ask(section, exit, data)) {
+      return;
+    }
+    // Nobody answers: reads give all ones, as from an empty bus.
+    if (!exit.write) exit.data.fill(0xff);
+  }
+
+  /** An access that reaches past the section's end goes byte by byte to whoever answers there. */
+  #access(section: MemoryRange, gpa: number, data: Uint8Array, write: boolean): void {
+    const inside = Math.min(data.length, section.gpa + section.size - gpa);
+    this.#runner.access(section.host + (gpa - section.gpa), data.subarray(0, inside), write);
+    for (let index = inside; index < data.length; index++) {
+      const next = this.#reader.find(gpa + index);
+      const byte = data.subarray(index, index + 1);
+      if (next !== undefined && next.flags & this.#arena.layout.constants.BACKED) {
+        this.#runner.access(next.host + (gpa + index - next.gpa), byte, write);
+      } else if (!write) {
+        byte.fill(0xff);
+      }
+    }
+  }
+
+  /** Has the owner's handlers answer. False if the vCPU is to end first, or the region has none. */
+  #ask(section: MemoryRange, exit: Exit, data: Uint8Array): boolean {
+    const words = this.#words;
+    const mailbox = this.#base + lineWords.mailbox;
+    const offset = section.offset + (exit.gpa - section.gpa);
+    words[this.#base + mailboxWords.region] = section.region;
+    words[this.#base + mailboxWords.offsetLow] = offset | 0;
+    words[this.#base + mailboxWords.offsetHigh] = offset / 2 ** 32;
+    words[this.#base + mailboxWords.size] = exit.size;
+    words[this.#base + mailboxWords.write] = exit.write ? 1 : 0;
+    const shared = this.#arena.octets.subarray(
+      (this.#base + mailboxWords.data) * 4,
+      (this.#base + mailboxWords.data) * 4 + exit.size,
+    );
+    shared.set(data);
+    Atomics.store(words, mailbox, 1);
+    this.#send({ kind: 'mmio' });
+    while (Atomics.load(words, mailbox) === 1) {
+      if (Atomics.load(words, this.#base) & gateBits.closed) return false;
+      Atomics.wait(words, mailbox, 1, mailboxPatience);
+    }
+    if (!exit.write) data.set(shared);
+    return true;
+  }
+}
+
+/** Word of the control line that says that updates are naive: then nothing is made good. */
+export const naiveWord = 8;
