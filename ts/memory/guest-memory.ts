@@ -1,5 +1,8 @@
-/** Host memory that a region can be backed by. What it is and where it lies is the business of whoever made it. */
+/**
+ * Host memory that backs RAM, ROM, and the ROM mode of ROM devices: an identity, and a size in bytes. The memory map
+ * never looks inside; the layer that allocated it knows where it is on the host.
+ */
 export interface GuestMemory {
-  /** Bytes. */
+  /** Size in bytes. */
   readonly size: number;
 }
