@@ -1,0 +1,83 @@
+import type { HostMemory } from '../kvm/backend.js';
+import type { Machine } from '../kvm/machine.js';
+import { MemoryRegion } from '../memory/region.js';
+import type { WatchedWord } from './watch-guest.js';
+
+const mebibyte = 0x100000;
+/** Guest-physical addresses that a {@link Reshaper} uses. */
+export const reshapedBytes = 32 * mebibyte;
+
+const smallBytes = 16 * mebibyte;
+const holeOffset = 4 * mebibyte;
+const flipOffset = 8 * mebibyte;
+const pieceBytes = 2 * mebibyte;
+
+/** Offsets of watched words: in memory that no change takes away, at the edges of what changes. */
+const watchedOffsets = [
+  0x1000,
+  mebibyte,
+  holeOffset - 4,
+  holeOffset + pieceBytes,
+  flipOffset - 4,
+  flipOffset + pieceBytes,
+  smallBytes - 4,
+];
+
+/**
+ * RAM that is reshaped in every way that a VMM does it: grown, shrunk, split by a hole in its middle and merged again,
+ * a part of it made read-only and writable again. One change a step, each a transaction, round and round.
+ */
+export class Reshaper {
+  readonly #machine: Machine;
+  readonly #gpa: number;
+  readonly #memory: HostMemory;
+  readonly #ram: MemoryRegion;
+  readonly #hole: MemoryRegion;
+  readonly #flip: MemoryRegion;
+  #next = 0;
+
+  /** Maps the RAM at `gpa`. */
+  constructor(machine: Machine, gpa: number) {
+    const { map, system } = machine;
+    this.#machine = machine;
+    this.#gpa = gpa;
+    this.#memory = machine.allocate(reshapedBytes);
+    this.#ram = MemoryRegion.ram(map, 'reshaped', smallBytes, { memory: this.#memory });
+    this.#hole = MemoryRegion.mmio(map, 'hole', pieceBytes);
+    this.#flip = MemoryRegion.alias(map, 'read-only part', this.#ram, flipOffset, pieceBytes, { readonly: true });
+    machine.transaction(() => {
+      system.add(this.#ram, gpa);
+      for (const [region, offset] of [
+        [this.#hole, holeOffset],
+        [this.#flip, flipOffset],
+      ] as const) {
+        region.setEnabled(false);
+        system.add(region, gpa + offset, { priority: 1 });
+      }
+    });
+  }
+
+  /** Writes the words that guests may expect at any time, and says which they are. */
+  watched(): WatchedWord[] {
+    return watchedOffsets.map((offset) => {
+      const value = (0xa5000000 + offset) >>> 0;
+      const bytes = this.#memory.bytes(offset, 4);
+      new DataView(bytes.buffer, bytes.byteOffset, 4).setUint32(0, value, true);
+      return { gpa: this.#gpa + offset, value };
+    });
+  }
+
+  /** Makes the next change. */
+  step(): void {
+    const changes: readonly (() => void)[] = [
+      () => this.#ram.setSize(reshapedBytes),
+      () => this.#hole.setEnabled(true),
+      () => this.#flip.setEnabled(true),
+      () => this.#ram.setSize(smallBytes),
+      () => this.#hole.setEnabled(false),
+      () => this.#flip.setEnabled(false),
+    ];
+    this.#machine.transaction(changes[this.#next]!);
+    this.#next = (this.#next + 1) % changes.length;
+  }
+}
