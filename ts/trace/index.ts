@@ -1,0 +1,12 @@
+export * from './event.js';
+export { type Change, type Effect, Layout } from './layout.js';
+export {
+  longestLine,
+  type ReadOptions,
+  readTrace,
+  Trace,
+  type TraceCounts,
+  TraceParser,
+  type TraceSource,
+} from './reader.js';
+export { Grouper, groupTransactions, type Step, type Transaction } from './transactions.js';

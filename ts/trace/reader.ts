@@ -1,0 +1,316 @@
+import { MemorySlotsError } from '../core/errors.js';
+import type { TraceEvent, TraceFormat } from './event.js';
+import { type LineParser, MalformedLine, noEvent } from './parser.js';
+import { QemuParser } from './qemu.js';
+
+const newline = 10;
+
+/** Lines longer than this, in bytes, are skipped and counted. */
+export const longestLine = 1 << 20;
+const largestPiece = 1 << 18;
+
+/** What was read so far. */
+export interface TraceCounts {
+  /** All lines. */
+  lines: number;
+  /** Lines that hold nothing for this reader: warnings, other events, other system calls. */
+  foreign: number;
+  /** Lines of a known kind that can't be read, skipped because the reader is lenient. */
+  malformed: number;
+  /** Lines longer than {@link longestLine}, skipped. */
+  tooLong: number;
+  /** Slot calls whose arguments the log doesn't show (strace prints those of `REGION2` as a pointer). */
+  unreadable: number;
+}
+
+/** How strictly to read. */
+export interface ReadOptions {
+  /** Skip and count lines of a known kind that can't be read, instead of throwing. */
+  readonly lenient?: boolean;
+}
+
+/** A format that the log may turn out to have. */
+interface Candidate {
+  readonly parser: LineParser;
+  foreign: number;
+}
+
+/**
+ * Turns bytes into events. The format is that of the first line which one of the known formats understands: until
+ * then every line is shown to all of them, so none misses what it must remember.
+ *
+ * Its memory is that of the longest line and of one chunk.
+ */
+export class TraceParser {
+  readonly #lenient: boolean;
+  #candidates: Candidate[] = [new QemuParser()].map((parser) => ({ parser, foreign: 0 }));
+  #decided: Candidate | undefined;
+  #buffer = new Uint8Array(1 << 16);
+  /** Bytes at the start of the buffer that wait for the rest of their line. */
+  #held = 0;
+  /** In the middle of a line that is too long. */
+  #skipping = false;
+  #lines = 0;
+  #malformed = 0;
+  #tooLong = 0;
+
+  constructor(options: ReadOptions = {}) {
+    this.#lenient = options.lenient ?? false;
+  }
+
+  /** The log's format, `undefined` until a line tells it. */
+  get format(): TraceFormat | undefined {
+    return this.#decided?.parser.format;
+  }
+
+  get counts(): TraceCounts {
+    return {
+      lines: this.#lines,
+      foreign: this.#decided?.foreign ?? this.#lines - this.#malformed - this.#tooLong,
+      malformed: this.#malformed,
+      tooLong: this.#tooLong,
+      unreadable: this.#decided?.parser.unreadable ?? 0,
+    };
+  }
+
+  /**
+   * The events of all lines that `chunk` completes. `chunk` isn't kept. Throws `INVALID` with the number of a
+   * malformed line, unless lenient; the parser is of no further use then.
+   */
+  push(chunk: Uint8Array): TraceEvent[] {
+    const events: TraceEvent[] = [];
+    for (let start = 0; start < chunk.length; start += largestPiece) {
+      this.#push(chunk.subarray(start, start + largestPiece), events);
+    }
+    return events;
+  }
+
+  #push(chunk: Uint8Array, events: TraceEvent[]): void {
+    const held = this.#held;
+    const length = held + chunk.length;
+    if (length > this.#buffer.length) {
+      const larger = new Uint8Array(2 ** Math.ceil(Math.log2(length)));
+      larger.set(this.#buffer.subarray(0, held));
+      this.#buffer = larger;
+    }
+    const buffer = this.#buffer;
+    buffer.set(chunk, held);
+    // The buffer may hold newlines of earlier chunks behind `length`.
+    const complete = held + chunk.lastIndexOf(newline) + 1;
+    if (complete > held) {
+      this.#parse(buffer, complete, events);
+      buffer.copyWithin(0, complete, length);
+      this.#hold(length - complete);
+    } else this.#hold(length);
+  }
+
+  /** The events that only the end of the log completes; a last line without a newline counts as one. */
+  end(): TraceEvent[] {
+    const events: TraceEvent[] = [];
+    if (this.#held > 0 || this.#skipping) {
+      const bytes = new Uint8Array(this.#held + 1);
+      bytes.set(this.#buffer.subarray(0, this.#held));
+      bytes[this.#held] = newline;
+      this.#parse(bytes, bytes.length, events, '; the log ends in the middle of this line');
+      this.#held = 0;
+    }
+    for (const candidate of this.#decided === undefined ? this.#candidates : [this.#decided]) {
+      const event = candidate.parser.close?.();
+      if (event === undefined) continue;
+      this.#decided = candidate;
+      events.push(event);
+    }
+    return events;
+  }
+
+  #hold(length: number): void {
+    this.#skipping ||= length > longestLine;
+    this.#held = this.#skipping ? 0 : length;
+  }
+
+  /** Appends to `events` those of the lines in `bytes` up to `complete`, where a newline stands before. */
+  #parse(bytes: Uint8Array, complete: number, events: TraceEvent[], note = ''): void {
+    let at = 0;
+    while (at < complete) {
+      const line = ++this.#lines;
+      if (line === 1 && bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf) at = 3;
+      if (this.#skipping) {
+        this.#skipping = false;
+        this.#tooLong++;
+        at = bytes.indexOf(newline, at) + 1;
+        continue;
+      }
+      const candidate = this.#decided;
+      try {
+        const event = candidate === undefined ? this.#detect(bytes, at, line) : candidate.parser.parse(bytes, at, line);
+        const end = (this.#decided ?? this.#candidates[0]!).parser.end;
+        if (end - at > longestLine) this.#tooLong++;
+        else if (event === undefined) {
+          if (candidate !== undefined) candidate.foreign++;
+        } else if (event !== noEvent) events.push(event);
+        at = end + 1;
+      } catch (error) {
+        if (!(error instanceof MalformedLine)) throw error;
+        const end = bytes.indexOf(newline, at);
+        if (end - at > longestLine) this.#tooLong++;
+        else if (this.#lenient) this.#malformed++;
+        else {
+          const text = excerpt(bytes, at, end);
+          throw new MemorySlotsError('INVALID', `line ${line} can't be read: ${error.message}${note}: ${text}`);
+        }
+        at = end + 1;
+      }
+    }
+  }
+
+  /** Shows a line to all formats; the first to understand it is the log's. */
+  #detect(bytes: Uint8Array, start: number, line: number): ReturnType<LineParser['parse']> {
+    for (const candidate of this.#candidates) {
+      const { parser } = candidate;
+      try {
+        const event = parser.parse(bytes, start, line);
+        if (event === undefined) {
+          if (parser.end - start <= longestLine) candidate.foreign++;
+        } else if (event !== noEvent) {
+          this.#decided = candidate;
+          return event;
+        }
+      } catch (error) {
+        if (error instanceof MalformedLine) this.#decided = candidate;
+        throw error;
+      }
+    }
+    return undefined;
+  }
+}
+
+/** At most 200 bytes of a line, control characters shown as a question mark. */
+function excerpt(bytes: Uint8Array, start: number, end: number): string {
+  const shown = bytes.subarray(start, Math.min(end, start + 200));
+  const text = Array.from(shown, (byte) => (byte >= 32 && byte < 127 ? String.fromCharCode(byte) : '?')).join('');
+  return `'${text}${end - start > 200 ? '…' : ''}'`;
+}
+
+/** Where a trace comes from: bytes in pieces of any size, plain or compressed with gzip. */
+export type TraceSource = AsyncIterable<Uint8Array> | ReadableStream<Uint8Array>;
+
+/**
+ * A log being read: iterate over its events, or over {@link batches} of them, once. `format` and `counts` tell the
+ * state reached.
+ */
+export class Trace implements AsyncIterable<TraceEvent> {
+  readonly #source: TraceSource;
+  readonly #parser: TraceParser;
+
+  constructor(source: TraceSource, options: ReadOptions = {}) {
+    this.#source = source;
+    this.#parser = new TraceParser(options);
+  }
+
+  get format(): TraceFormat | undefined {
+    return this.#parser.format;
+  }
+
+  get counts(): TraceCounts {
+    return this.#parser.counts;
+  }
+
+  /** The events of one piece of the log after another: far cheaper than waiting for each event. */
+  async *batches(): AsyncGenerator<readonly TraceEvent[], void, undefined> {
+    for await (const chunk of await plain(this.#source)) {
+      const events = this.#parser.push(chunk);
+      if (events.length > 0) yield events;
+    }
+    const events = this.#parser.end();
+    if (events.length > 0) yield events;
+  }
+
+  async *[Symbol.asyncIterator](): AsyncGenerator<TraceEvent, void, undefined> {
+    for await (const batch of this.batches()) yield* batch;
+  }
+}
+
+/**
+ * Reads a log as it comes: QEMU's (every version's form), strace's, `info mtree -f` or this library's JSON, which is
+ * told by its content. Iterating throws `INVALID` at a malformed line, with its number, unless `lenient`.
+ *
+ * ```ts
+ * for await (const event of readTrace(file.stream())) if (event.kind === 'slot') console.log(event.gpa);
+ * ```
+ */
+export function readTrace(source: TraceSource, options: ReadOptions = {}): Trace {
+  return new Trace(source, options);
+}
+
+/** Takes gzip off, if the first two bytes say that it is there. */
+async function plain(source: TraceSource): Promise<AsyncIterable<Uint8Array>> {
+  const chunks = iterate(source)[Symbol.asyncIterator]();
+  const first: Uint8Array[] = [];
+  let seen = 0;
+  while (seen < 2) {
+    const { done, value } = await chunks.next();
+    if (done) break;
+    first.push(value);
+    seen += value.length;
+  }
+  const head = Uint8Array.from(first.flatMap((chunk) => [...chunk.subarray(0, 2)]));
+  const all = resume(first, chunks);
+  return head[0] === 0x1f && head[1] === 0x8b ? decompress(all) : all;
+}
+
+async function* resume(first: Uint8Array[], rest: AsyncIterator<Uint8Array>): AsyncGenerator<Uint8Array> {
+  try {
+    yield* first;
+    for (;;) {
+      const { done, value } = await rest.next();
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    await rest.return?.();
+  }
+}
+
+async function* decompress(source: AsyncGenerator<Uint8Array>): AsyncGenerator<Uint8Array> {
+  let broken: { error: unknown } | undefined;
+  const stream = new ReadableStream<Uint8Array<ArrayBuffer>>({
+    async pull(controller) {
+      try {
+        const { done, value } = await source.next();
+        if (done) controller.close();
+        else controller.enqueue(new Uint8Array(value));
+      } catch (error) {
+        broken = { error };
+        throw error;
+      }
+    },
+    async cancel() {
+      await source.return(undefined);
+    },
+  });
+  try {
+    yield* iterate(stream.pipeThrough(new DecompressionStream('gzip')));
+  } catch (error) {
+    if (broken !== undefined) throw broken.error;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new MemorySlotsError('INVALID', `the log's gzip data can't be read: ${reason}`, { cause: error });
+  }
+}
+
+/** Streams can't be iterated over in every browser. */
+async function* iterate(source: TraceSource): AsyncGenerator<Uint8Array> {
+  if (Symbol.asyncIterator in source) {
+    yield* source;
+    return;
+  }
+  const reader = (source as ReadableStream<Uint8Array>).getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      yield value;
+    }
+  } finally {
+    await reader.cancel();
+  }
+}
