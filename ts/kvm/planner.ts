@@ -220,7 +220,9 @@ export class Planner {
 
   /** What the call of operation `index` returned: 0 or a negative errno. */
   result(index: number): number {
-    return this.#arena.words[(this.operations + index * this.operationBytes + this.#arena.layout.operation.result) >>> 2]!;
+    return this.#arena.words[
+      (this.operations + index * this.operationBytes + this.#arena.layout.operation.result) >>> 2
+    ]!;
   }
 
   /**

@@ -158,7 +158,12 @@ export class SlotsListener implements MemoryListener {
     const undone = this.#backend.apply(inverse, done);
     const what = `${describe(failed)} failed with ${errnoName(number)}${this.#explain(failed, number)}`;
     if (undone === done) {
-      return new SlotIoctlError(`${what}; the calls before it were undone and the old layout stands`, failed, number, true);
+      return new SlotIoctlError(
+        `${what}; the calls before it were undone and the old layout stands`,
+        failed,
+        number,
+        true,
+      );
     }
     const stuck = planner.operation(count + undone);
     const why = errnoName(planner.result(count + undone));

@@ -82,7 +82,14 @@ export class Vcpu {
     try {
       const setup = backend.createVcpu(index, line, guest);
       const scratch = arena.allocate(arena.layout.range.bytes);
-      const workerData: VcpuWorkerData = { arena: arena.handle(), setup, control: inhibitor.control, line, map, scratch };
+      const workerData: VcpuWorkerData = {
+        arena: arena.handle(),
+        setup,
+        control: inhibitor.control,
+        line,
+        map,
+        scratch,
+      };
       this.#worker = new Worker(workerUrl, { workerData, name: `vCPU ${index}` });
     } catch (error) {
       backend.destroyVcpu(index);
@@ -141,7 +148,10 @@ export class Vcpu {
     const { arena } = this.#parts;
     const base = this.line >>> 2;
     const word = (index: number) => arena.unsigned[base + index]!;
-    const data = arena.octets.subarray((base + mailboxWords.data) * 4, (base + mailboxWords.data) * 4 + word(mailboxWords.size));
+    const data = arena.octets.subarray(
+      (base + mailboxWords.data) * 4,
+      (base + mailboxWords.data) * 4 + word(mailboxWords.size),
+    );
     const offset = word(mailboxWords.offsetHigh) * 2 ** 32 + word(mailboxWords.offsetLow);
     try {
       this.#parts.answer(word(mailboxWords.region), offset, data, word(mailboxWords.write) === 1);

@@ -99,7 +99,11 @@ export class VcpuLoop {
     const { constants } = this.#arena.layout;
     const section = this.#reader.find(exit.gpa);
     const data = exit.data.subarray(0, exit.size);
-    if (section !== undefined && section.flags & constants.BACKED && !(exit.write && section.flags & constants.READONLY)) {
+    if (
+      section !== undefined &&
+      section.flags & constants.BACKED &&
+      !(exit.write && section.flags & constants.READONLY)
+    ) {
       if (section.since <= entered) this.#count(lineWords.spuriousExits);
       if (!Atomics.load(this.#words, this.#naive)) {
         this.#access(section, exit.gpa, data, exit.write);

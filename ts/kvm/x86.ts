@@ -8,7 +8,7 @@ const general = { rsp: 48, rip: 128, rflags: 136, bytes: 144 } as const;
 const protection = 1n;
 const paging = 1n << 31n;
 const physicalAddressExtension = 1n << 5n;
-const longModeEnabled = 1n << 8n | 1n << 10n;
+const longModeEnabled = (1n << 8n) | (1n << 10n);
 
 /**
  * Changes `state` (a `struct kvm_sregs` as KVM_GET_SREGS gave it) to what `start` asks for, and returns the matching
@@ -25,7 +25,8 @@ export function initialState(start: X86Start, state: Uint8Array): Uint8Array {
     out.setBigUint64(general.rip, BigInt(start.entry - base), true);
   } else {
     const long = start.mode === 'user';
-    for (let index = 0; index < special.segments; index++) flatSegment(view, index * special.segmentBytes, index === 0, long);
+    for (let index = 0; index < special.segments; index++)
+      flatSegment(view, index * special.segmentBytes, index === 0, long);
     let cr0 = view.getBigUint64(special.cr0, true) | protection;
     if (long) {
       cr0 |= paging;

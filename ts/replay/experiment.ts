@@ -9,7 +9,7 @@ import { Player } from './player.js';
 import type { Recording } from './recording.js';
 import { Reshaper, reshapedBytes } from './reshaper.js';
 import { freeAddress, stableRanges } from './stable-ranges.js';
-import { placeWatchGuest, readWatchCounters, type WatchedWord, watchBlockBytes } from './watch-guest.js';
+import { placeWatchGuest, readWatchCounters, type WatchedWord, watchBlockBytes, writeWord } from './watch-guest.js';
 
 const mebibyte = 0x100000;
 /** Guest code lives at a place that nothing else uses; this one is free in most PCs. */
@@ -94,7 +94,7 @@ export class Experiment {
     for (const stable of stableRanges(recording)) {
       for (let index = 0; index < wordsPerRange; index++) {
         const last = stable.size - 4;
-        const inside = Math.floor((last / (wordsPerRange - 1)) * index / 4) * 4;
+        const inside = Math.floor(((last / (wordsPerRange - 1)) * index) / 4) * 4;
         const gpa = stable.gpa + inside;
         if (gpa === 0 || gpa >= 2 ** 32) continue;
         const value = (0x5a000000 + (gpa >>> 4)) >>> 0;
@@ -147,7 +147,8 @@ export class Experiment {
     const records = this.#records;
     if (!stop()) await this.#settle();
     const after = this.#totals();
-    const sum = (figure: (record: CommitRecord) => number) => records.reduce((total, record) => total + figure(record), 0);
+    const sum = (figure: (record: CommitRecord) => number) =>
+      records.reduce((total, record) => total + figure(record), 0);
     const windows = records.flatMap(({ windowMicroseconds }) => windowMicroseconds ?? []).sort((a, b) => a - b);
     const quantile = (share: number) => Math.round(windows[Math.floor((windows.length - 1) * share)] ?? 0);
     return {
@@ -205,10 +206,4 @@ function mustBeFree(gpa: number | undefined): number {
 
 function* range(start: number, end: number, step: number): Iterable<number> {
   for (let value = start; value < end; value += step) yield value;
-}
-
-/** Writes a little-endian word. */
-export function writeWord(memory: HostMemory, offset: number, value: number): void {
-  const bytes = memory.bytes(offset, 4);
-  new DataView(bytes.buffer, bytes.byteOffset, 4).setUint32(0, value, true);
 }

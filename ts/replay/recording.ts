@@ -1,4 +1,4 @@
-import type { SlotUpdate } from '../trace/event.js';
+import type { Slot, Transaction } from '../trace/index.js';
 
 /** A range of guest memory in a recording, as a slot had it. Bytes. */
 export interface RecordedRange {
@@ -12,7 +12,7 @@ export interface RecordedRange {
   readonly flags: number;
 }
 
-/** One transaction: `deletes` go, `adds` come, all at one instant. */
+/** One transaction: `deletes` go, `adds` come, all at one instant. Both in the order of the log. */
 export interface RecordedStep {
   readonly deletes: readonly RecordedRange[];
   readonly adds: readonly RecordedRange[];
@@ -27,61 +27,45 @@ export interface Recording {
   readonly failures: number;
 }
 
-type Slots = Map<string, SlotUpdate>;
-
-/** Makes a recording of the transactions of one VM. Each is a list of slot calls, in order. */
-export function recordingOf(transactions: Iterable<{ readonly updates: readonly SlotUpdate[] }>): Recording {
-  const slots: Slots = new Map();
-  const changes: { deletes: SlotUpdate[]; adds: SlotUpdate[] }[] = [];
-  const seen: SlotUpdate[] = [];
+/** Makes a recording of the transactions of one VM. */
+export async function recordingOf(transactions: AsyncIterable<Transaction>): Promise<Recording> {
+  const changes: { deletes: Set<Slot>; adds: Set<Slot> }[] = [];
+  const slots = new Set<Slot>();
   let failures = 0;
-  for (const { updates } of transactions) {
-    const before = new Map(slots);
-    for (const update of updates) {
-      if (update.result < 0) failures++;
-      else follow(slots, update, seen);
+  for await (const { steps } of transactions) {
+    const deletes = new Set<Slot>();
+    const adds = new Set<Slot>();
+    for (const { change, before, after } of steps) {
+      if (change === 'failed') failures++;
+      if (change === 'failed' || change === 'none') continue;
+      // What came and went within the transaction is in neither.
+      if (before !== undefined && !adds.delete(before)) deletes.add(before);
+      if (after !== undefined) {
+        adds.add(after);
+        slots.add(after);
+      }
     }
-    const deletes = [...before].filter(([key, slot]) => slots.get(key) !== slot).map(([, slot]) => slot);
-    const adds = [...slots].filter(([key, slot]) => before.get(key) !== slot).map(([, slot]) => slot);
     changes.push({ deletes, adds });
   }
-  const memories = extents(seen);
-  const range = (slot: SlotUpdate): RecordedRange => {
-    const memory = lastStartingAtOrBelow(memories, slot.hostAddress);
-    return {
-      addressSpace: slot.addressSpace,
-      gpa: slot.gpa,
-      size: slot.size,
-      memory,
-      offset: slot.hostAddress - memories[memory]!.hostAddress,
-      flags: slot.flags,
-    };
-  };
+  const memories = extents([...slots]);
   // One slot, one object: a step deletes the very range that an earlier one added.
-  const ranges = new Map<SlotUpdate, RecordedRange>();
-  const once = (slot: SlotUpdate): RecordedRange => {
-    const found = ranges.get(slot) ?? range(slot);
-    ranges.set(slot, found);
-    return found;
+  const ranges = new Map([...slots].map((slot) => [slot, rangeOf(slot, memories)]));
+  const ofSlots = (set: Set<Slot>) => [...set].map((slot) => ranges.get(slot)!);
+  return {
+    memories,
+    steps: changes.map(({ deletes, adds }) => ({ deletes: ofSlots(deletes), adds: ofSlots(adds) })),
+    failures,
   };
-  const steps = changes.map(({ deletes, adds }) => ({ deletes: deletes.map(once), adds: adds.map(once) }));
-  return { memories, steps, failures };
 }
 
-/** Does to `slots` what KVM did: create, delete, move, change of flags. */
-function follow(slots: Slots, update: SlotUpdate, seen: SlotUpdate[]): void {
-  const key = `${update.addressSpace}:${update.slot}`;
-  const old = slots.get(key);
-  if (update.size === 0) {
-    slots.delete(key);
-  } else if (old === undefined || old.gpa !== update.gpa || old.flags !== update.flags || old.size !== update.size) {
-    slots.set(key, update);
-    seen.push(update);
-  }
+function rangeOf(slot: Slot, memories: Recording['memories']): RecordedRange {
+  const { addressSpace, gpa, size, hostAddress, flags } = slot;
+  const memory = lastStartingAtOrBelow(memories, hostAddress);
+  return { addressSpace, gpa, size, memory, offset: hostAddress - memories[memory]!.hostAddress, flags };
 }
 
 /** The union of all host ranges, as disjoint extents by ascending address. */
-function extents(slots: readonly SlotUpdate[]): { hostAddress: number; size: number }[] {
+function extents(slots: readonly Slot[]): { hostAddress: number; size: number }[] {
   const result: { hostAddress: number; size: number }[] = [];
   for (const { hostAddress, size } of [...slots].sort((a, b) => a.hostAddress - b.hostAddress)) {
     const last = result.at(-1);

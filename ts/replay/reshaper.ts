@@ -1,7 +1,7 @@
 import type { HostMemory } from '../kvm/backend.js';
 import type { Machine } from '../kvm/machine.js';
 import { MemoryRegion } from '../memory/region.js';
-import type { WatchedWord } from './watch-guest.js';
+import { type WatchedWord, writeWord } from './watch-guest.js';
 
 const mebibyte = 0x100000;
 /** Guest-physical addresses that a {@link Reshaper} uses. */
@@ -61,8 +61,7 @@ export class Reshaper {
   watched(): WatchedWord[] {
     return watchedOffsets.map((offset) => {
       const value = (0xa5000000 + offset) >>> 0;
-      const bytes = this.#memory.bytes(offset, 4);
-      new DataView(bytes.buffer, bytes.byteOffset, 4).setUint32(0, value, true);
+      writeWord(this.#memory, offset, value);
       return { gpa: this.#gpa + offset, value };
     });
   }

@@ -90,3 +90,9 @@ function machineCode(gpa: number): Uint8Array {
   ];
   return Uint8Array.from(code);
 }
+
+/** Writes a little-endian 32-bit word into guest memory, at `offset` bytes. */
+export function writeWord(memory: HostMemory, offset: number, value: number): void {
+  const bytes = memory.bytes(offset, 4);
+  new DataView(bytes.buffer, bytes.byteOffset, 4).setUint32(0, value, true);
+}
