@@ -1,12 +1,34 @@
-import { defineConfig } from 'vitest/config';
+import { configDefaults, defineConfig } from 'vitest/config';
+
+const shared = {
+  // A vCPU that leaks would hang a thread pool for ever; a forked process can be killed.
+  pool: 'forks' as const,
+  testTimeout: 120_000,
+  hookTimeout: 120_000,
+};
+
+/** The tests of the C core run twice, once on each build; a forced build never falls back. */
+const onBuild = (build: 'native' | 'wasm') => ({
+  test: { ...shared, name: build, include: ['test/core/**/*.test.ts'], env: { MEMSLOTS_CORE: build } },
+});
 
 export default defineConfig({
   test: {
-    include: ['test/**/*.test.ts'],
-    // A vCPU that leaks would hang a thread pool for ever; a forked process can be killed.
-    pool: 'forks',
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
     reporters: ['verbose'],
+    globalSetup: ['test/build.ts'],
+    // Two files at a time at most: those that drive vCPUs want the processors for themselves.
+    maxWorkers: 2,
+    projects: [
+      onBuild('native'),
+      onBuild('wasm'),
+      {
+        test: {
+          ...shared,
+          name: 'package',
+          include: ['test/**/*.test.ts'],
+          exclude: [...configDefaults.exclude, 'test/core/**'],
+        },
+      },
+    ],
   },
 });

@@ -187,7 +187,12 @@ static void finish_run(struct sweep *sweep)
 	struct memslots_range *run = &sweep->run;
 	uint64_t at = run->gpa, end = run->gpa + run->size;
 
-	while (!sweep->run_kept && at < end) {
+	if (sweep->run_kept) {
+		if (run->flags != sweep->run_kept->flags)
+			emit_flags(sweep, sweep->run_kept, run->flags);
+		at = end;
+	}
+	while (at < end) {
 		uint64_t stop = end;
 		struct memslots_range slot;
 
@@ -203,12 +208,12 @@ static void finish_run(struct sweep *sweep)
 	sweep->run_kept = NULL;
 }
 
-/* A slot that could stay goes, to come back as part of a larger one. */
+/* A slot that could stay goes, to come back as part of the run. */
 static void tear_down(struct sweep *sweep, const struct memslots_range *slot)
 {
 	emit_delete(sweep, slot, MEMSLOTS_REASON_MERGED);
 	sweep->plan->overlap = 1;
-	sweep->plan->bytes_remapped += slot->size;
+	sweep->plan->bytes_remapped += slot->flags == sweep->run.flags ? slot->size : 0;
 	sweep->plan->merged++;
 }
 
@@ -250,102 +255,139 @@ static void push_piece(struct sweep *sweep, const struct memslots_range *range, 
 	sweep->run_source = source;
 }
 
-/* A small slot that could stay, while slots are short: it stays unless a neighbour continues it. */
-static void offer_slot(struct sweep *sweep, const struct memslots_range *slot)
+/* A small slot that could stay with these flags, while slots are short: it stays unless a neighbour continues it. */
+static void offer_slot(struct sweep *sweep, const struct memslots_range *slot, uint32_t flags)
 {
-	if (join(sweep, slot, MEMSLOTS_REASON_MERGED)) {
+	struct memslots_range piece = *slot;
+
+	piece.flags = flags;
+	if (join(sweep, &piece, MEMSLOTS_REASON_MERGED)) {
 		tear_down(sweep, slot);
 	} else {
-		start_run(sweep, slot, MEMSLOTS_REASON_MERGED);
+		start_run(sweep, &piece, MEMSLOTS_REASON_MERGED);
 		sweep->run_kept = slot;
 	}
 }
 
-/* Whether `slot` may stay, and if so with which flags; if not, why not. Reads the sections ahead without
- * moving on. */
-static int keeps(const struct sweep *sweep, const struct memslots_range *slot, uint32_t *flags, uint32_t *reason)
+/* What the sections make of a slot. */
+struct verdict {
+	int keep;
+	uint32_t flags;  /* to keep it with */
+	uint32_t reason; /* not to keep it */
+	uint64_t changed_low, changed_high; /* all that changes lies between these two */
+};
+
+/* Reads the sections ahead without moving on. */
+static struct verdict judge(const struct sweep *sweep, const struct memslots_range *slot)
 {
 	struct cursor deletes = sweep->deletes, adds = sweep->adds;
-	uint64_t at = slot->gpa, end = memslots_end(slot);
-	uint32_t logging = 0, silent = 0; /* whether some part is to be logged, and some part not */
-	int changed = 0, mapped = 0;
+	uint64_t at = slot->gpa, end = memslots_end(slot), stop;
+	struct verdict verdict = {1, slot->flags, MEMSLOTS_REASON_GONE, NOWHERE, 0};
+	uint64_t logged = 0; /* bytes to be logged, of those that stay mapped */
+	uint64_t mapped = 0;
 
 	if (sweep->request->policy == MEMSLOTS_POLICY_EXACT && deletes.low < end)
-		changed = 1;
-	while (at < end) {
-		uint64_t stop;
-		uint32_t wanted;
+		verdict.keep = 0;
+	for (; at < end; at = stop) {
+		uint32_t wanted = slot->flags;
+		int same = 1;
 
 		skip(&adds, at);
 		skip(&deletes, at);
+		stop = least(adds.low == at ? adds.high : adds.low, end);
 		if (adds.low == at) {
-			stop = least(adds.high, end);
 			wanted = adds.next->flags;
-			mapped = 1;
-			changed |= !same_translation(slot, adds.next);
+			same = same_translation(slot, adds.next);
 		} else if (deletes.low == at) {
-			stop = least(least(deletes.high, adds.low), end);
-			changed = 1;
-			at = stop;
-			continue;
+			stop = least(deletes.high, stop);
+			same = 0;
 		} else {
-			stop = least(least(deletes.low, adds.low), end);
-			wanted = slot->flags;
-			mapped = 1;
+			stop = least(deletes.low, stop);
 		}
-		if (wanted & MEMSLOTS_LOG_DIRTY)
-			logging = 1;
-		else
-			silent = 1;
-		at = stop;
+		verdict.keep &= same;
+		if (!same || (wanted ^ slot->flags) & MEMSLOTS_LOG_DIRTY) {
+			verdict.changed_low = least(verdict.changed_low, at);
+			verdict.changed_high = stop;
+		}
+		if (same || adds.low == at)
+			mapped += stop - at;
+		if (same && wanted & MEMSLOTS_LOG_DIRTY)
+			logged += stop - at;
 	}
-	*reason = mapped ? MEMSLOTS_REASON_CHANGED : MEMSLOTS_REASON_GONE;
-	*flags = logging ? slot->flags | MEMSLOTS_LOG_DIRTY : slot->flags & ~MEMSLOTS_LOG_DIRTY;
-	return !changed && !(logging && silent);
+	if (mapped)
+		verdict.reason = MEMSLOTS_REASON_CHANGED;
+	/* The flags call is for whole slots. */
+	if (logged != 0 && logged != slot->size)
+		verdict.keep = 0;
+	verdict.flags = (slot->flags & ~MEMSLOTS_LOG_DIRTY) | (logged ? MEMSLOTS_LOG_DIRTY : 0);
+	return verdict;
+}
+
+/*
+ * Where memory was reshaped once it is reshaped again, mostly close by and, in the recordings of PCs, below: above
+ * lies the bulk of RAM. So what stays of a slot below a change is cut once more, as far from the change as the change
+ * is long; the next one will tear down that much, and not all the rest. NOWHERE if that isn't worth a slot.
+ */
+static uint64_t margin_below(const struct sweep *sweep, const struct memslots_range *slot,
+			     const struct verdict *verdict, uint64_t at)
+{
+	uint64_t length = verdict->changed_high - verdict->changed_low, margin = verdict->changed_low - length;
+
+	if (sweep->request->policy != MEMSLOTS_POLICY_STABLE || sweep->merge_below ||
+	    verdict->changed_low - slot->gpa < 2 * length || at >= margin)
+		return NOWHERE;
+	return margin;
 }
 
 /* What is to be mapped where a deleted slot was comes out as pieces; all of it is unmapped in between. */
-static void replace_slot(struct sweep *sweep, const struct memslots_range *slot)
+static void replace_slot(struct sweep *sweep, const struct memslots_range *slot, const struct verdict *verdict)
 {
-	uint64_t at = slot->gpa, end = memslots_end(slot);
+	uint64_t at = slot->gpa, end = memslots_end(slot), stop;
 
-	while (at < end) {
-		uint64_t stop;
+	for (; at < end; at = stop) {
+		const struct memslots_range *range = slot, *source = NULL;
+		uint32_t reason = MEMSLOTS_REASON_REMAINDER;
 
 		skip(&sweep->adds, at);
 		skip(&sweep->deletes, at);
+		stop = least(sweep->adds.low == at ? sweep->adds.high : sweep->adds.low, end);
 		if (sweep->adds.low == at) {
-			const struct memslots_range *add = sweep->adds.next;
-
-			stop = least(sweep->adds.high, end);
-			push_piece(sweep, add, at, stop, MEMSLOTS_REASON_ADDED, add);
-			if (same_translation(slot, add) && !((slot->flags ^ add->flags) & MEMSLOTS_LOG_DIRTY))
-				sweep->plan->bytes_remapped += stop - at;
-			sweep->plan->overlap = 1;
+			range = source = sweep->adds.next;
+			reason = MEMSLOTS_REASON_ADDED;
 		} else if (sweep->deletes.low == at) {
-			stop = least(least(sweep->deletes.high, sweep->adds.low), end);
+			stop = least(sweep->deletes.high, stop);
+			continue;
 		} else {
-			stop = least(least(sweep->deletes.low, sweep->adds.low), end);
-			push_piece(sweep, slot, at, stop, MEMSLOTS_REASON_REMAINDER, NULL);
-			sweep->plan->bytes_remapped += stop - at;
-			sweep->plan->overlap = 1;
+			stop = least(sweep->deletes.low, stop);
 		}
-		at = stop;
+		sweep->plan->overlap = 1;
+		if (same_translation(slot, range) && !((slot->flags ^ range->flags) & MEMSLOTS_LOG_DIRTY)) {
+			uint64_t margin = margin_below(sweep, slot, verdict, at);
+
+			sweep->plan->bytes_remapped += stop - at;
+			if (margin < stop) {
+				push_piece(sweep, range, at, margin, MEMSLOTS_REASON_REMAINDER, source);
+				finish_run(sweep);
+				at = margin;
+			}
+			reason = MEMSLOTS_REASON_REMAINDER;
+		}
+		push_piece(sweep, range, at, stop, reason, source);
 	}
 }
 
 static void visit_slot(struct sweep *sweep, const struct memslots_range *slot, int touched)
 {
-	uint32_t flags, reason;
+	struct verdict verdict = judge(sweep, slot);
 
-	if (!keeps(sweep, slot, &flags, &reason)) {
-		emit_delete(sweep, slot, reason);
-		replace_slot(sweep, slot);
+	if (!verdict.keep) {
+		emit_delete(sweep, slot, verdict.reason);
+		replace_slot(sweep, slot, &verdict);
 	} else {
-		if (flags != slot->flags)
-			emit_flags(sweep, slot, flags);
-		else if (slot->size <= sweep->merge_below)
-			offer_slot(sweep, slot);
+		if (slot->size <= sweep->merge_below)
+			offer_slot(sweep, slot, verdict.flags);
+		else if (verdict.flags != slot->flags)
+			emit_flags(sweep, slot, verdict.flags);
 		sweep->plan->kept += (uint32_t)touched;
 	}
 	skip(&sweep->adds, memslots_end(slot));
