@@ -1,6 +1,6 @@
 import { closeSync, openSync } from 'node:fs';
 import type { Arena } from '../core/arena.js';
-import { formatSize, hex, mustBeAligned } from '../core/checks.js';
+import { formatSize, hex } from '../core/checks.js';
 import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { loadNativeLibrary, type NativeLibrary } from '../core/native.js';
@@ -16,6 +16,7 @@ const requests = {
   getVcpuMapSize: 0xae04,
   createVcpu: 0xae41,
   getDirtyLog: 0x4010ae42,
+  run: 0xae80,
   setRegisters: 0x4090ae82,
   getSpecialRegisters: 0x8138ae83,
   setSpecialRegisters: 0x4138ae84,
@@ -104,10 +105,12 @@ class MappedMemory extends HostMemory {
   }
 }
 
+/** A vCPU of the kernel. There is no way to destroy one before its VM, so what is given back is kept for reuse. */
 interface Vcpu {
   readonly fd: number;
   readonly runAddress: number;
-  readonly line: number;
+  /** `struct kvm_sregs` as after reset. */
+  readonly pristine: Uint8Array;
 }
 
 /** A virtual machine of the Linux kernel's KVM. Owner thread only, but for `kick`. */
@@ -121,6 +124,8 @@ export class LinuxBackend implements Backend {
   readonly #runBytes: number;
   readonly #memories: MappedMemory[] = [];
   readonly #vcpus = new Map<number, Vcpu>();
+  /** Arena offset of the line of each vCPU in use. */
+  readonly #lines = new Map<number, number>();
   readonly #base: number;
   #closed = false;
 
@@ -197,7 +202,6 @@ export class LinuxBackend implements Backend {
   }
 
   allocate(bytes: number): HostMemory {
-    mustBeAligned('the size of guest memory', bytes, pageSize);
     const address = this.#library.mapMemory(bytes, -1);
     if (address < 0) {
       throw new MemorySlotsError('CAPACITY', `${formatSize(bytes)} of guest memory: ${errnoName(address)}`);
@@ -211,16 +215,27 @@ export class LinuxBackend implements Backend {
     if (guest.start === undefined) {
       throw new MemorySlotsError('INVALID', `vCPU ${index} needs a start state to run on real KVM`);
     }
+    const vcpu = this.#vcpus.get(index) ?? this.#newVcpu(index);
+    const special = vcpu.pristine.slice();
+    const general = initialState(guest.start, special);
+    this.#must('KVM_SET_SREGS', this.#library.ioctl(vcpu.fd, requests.setSpecialRegisters, this.#address(special)));
+    this.#must('KVM_SET_REGS', this.#library.ioctl(vcpu.fd, requests.setRegisters, this.#address(general)));
+    this.#lines.set(index, line);
+    return { kind: 'kvm', fd: vcpu.fd, runAddress: vcpu.runAddress, runBytes: this.#runBytes };
+  }
+
+  #newVcpu(index: number): Vcpu {
     const fd = this.#must(`KVM_CREATE_VCPU ${index}`, this.#library.ioctl(this.#vm, requests.createVcpu, index));
     try {
-      const special = new Uint8Array(312);
-      this.#must('KVM_GET_SREGS', this.#library.ioctl(fd, requests.getSpecialRegisters, this.#address(special)));
-      const general = initialState(guest.start, special);
-      this.#must('KVM_SET_SREGS', this.#library.ioctl(fd, requests.setSpecialRegisters, this.#address(special)));
-      this.#must('KVM_SET_REGS', this.#library.ioctl(fd, requests.setRegisters, this.#address(general)));
-      const runAddress = this.#must('mapping kvm_run', this.#library.mapMemory(this.#runBytes, fd));
-      this.#vcpus.set(index, { fd, runAddress, line });
-      return { kind: 'kvm', fd, runAddress, runBytes: this.#runBytes };
+      const pristine = new Uint8Array(312);
+      this.#must('KVM_GET_SREGS', this.#library.ioctl(fd, requests.getSpecialRegisters, this.#address(pristine)));
+      const vcpu = {
+        fd,
+        pristine,
+        runAddress: this.#must('mapping kvm_run', this.#library.mapMemory(this.#runBytes, fd)),
+      };
+      this.#vcpus.set(index, vcpu);
+      return vcpu;
     } catch (error) {
       closeSync(fd);
       throw error;
@@ -232,24 +247,27 @@ export class LinuxBackend implements Backend {
   }
 
   kick(index: number): void {
-    const vcpu = this.#vcpus.get(index);
-    if (vcpu === undefined) return;
-    const thread = Atomics.load(this.#arena.words, (vcpu.line >>> 2) + lineWords.thread);
-    this.#library.kick(vcpu.runAddress, thread);
+    const line = this.#lines.get(index);
+    if (line === undefined) return;
+    const thread = Atomics.load(this.#arena.words, (line >>> 2) + lineWords.thread);
+    this.#library.kick(this.#vcpus.get(index)!.runAddress, thread);
   }
 
+  /** Has the kernel finish what it was doing for the guest (an MMIO read that waits for its data), and lets go of it. */
   destroyVcpu(index: number): void {
-    const vcpu = this.#vcpus.get(index);
-    if (vcpu === undefined) return;
-    this.#vcpus.delete(index);
-    this.#library.unmapMemory(vcpu.runAddress, this.#runBytes);
-    closeSync(vcpu.fd);
+    if (!this.#lines.delete(index)) return;
+    const { fd, runAddress } = this.#vcpus.get(index)!;
+    this.#library.kick(runAddress, 0);
+    this.#library.ioctl(fd, requests.run, 0);
   }
 
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    for (const index of [...this.#vcpus.keys()]) this.destroyVcpu(index);
+    for (const { fd, runAddress } of this.#vcpus.values()) {
+      this.#library.unmapMemory(runAddress, this.#runBytes);
+      closeSync(fd);
+    }
     closeSync(this.#vm);
     closeSync(this.#device);
     for (const memory of this.#memories) this.#library.unmapMemory(memory.hostAddress, memory.size);

@@ -1,5 +1,6 @@
 import { channel } from 'node:diagnostics_channel';
 import type { Arena } from '../core/arena.js';
+import { mustBeAligned } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { chooseCore, createArena } from '../core/node.js';
 import { AddressSpace, MemoryMap } from '../memory/address-space.js';
@@ -114,10 +115,13 @@ export class Machine implements AsyncDisposable {
     return this.map.transaction(edit);
   }
 
-  /** `bytes` bytes of zeroed memory for regions of this machine; freed with it. Throws `CAPACITY`. */
+  /**
+   * `bytes` bytes of zeroed memory, a multiple of the page size, for regions of this machine; freed with it. Throws
+   * `INVALID` or `CAPACITY`.
+   */
   allocate(bytes: number): HostMemory {
     this.#assertOpen();
-    return this.#kvm.allocate(bytes);
+    return this.#kvm.allocate(mustBeAligned('the size of guest memory', bytes, this.capabilities.pageSize));
   }
 
   /** Whether updates are atomic, which is the default, or naive: never inhibited. For control experiments. */

@@ -90,7 +90,8 @@ export class Vcpu {
         map,
         scratch,
       };
-      this.#worker = new Worker(workerUrl, { workerData, name: `vCPU ${index}` });
+      // Options of this process (`--input-type`, say) may not suit a worker.
+      this.#worker = new Worker(workerUrl, { workerData, name: `vCPU ${index}`, execArgv: [] });
     } catch (error) {
       backend.destroyVcpu(index);
       inhibitor.remove(index);
