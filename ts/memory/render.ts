@@ -129,12 +129,11 @@ function fragments(root: MemoryRegion, windows: readonly Window[], work: RenderW
   const pending: Visit[] = [];
   const offer = (region: MemoryRegion, base: Address, around: Omit<Visit, 'region' | 'base' | 'own'>) => {
     if (!region.enabled) return;
-    const start = higher(base, around.start);
-    const end = lower(add(base, region.size), around.end);
-    work.comparisons++;
-    if (start >= end) return;
-    const window = windows[firstEndingAfter(windows, start, work)];
-    if (window === undefined || window.start >= end) return;
+    // Most siblings of an edited region end here, so the bounds around them, often 2^64, aren't looked at before.
+    const beyond = add(base, region.size);
+    if (!reaches(windows, base, beyond, work)) return;
+    const [start, end] = [higher(base, around.start), lower(beyond, around.end)];
+    if (start >= end || !reaches(windows, start, end, work)) return;
     const readonly = around.readonly || region.readonly;
     const nonvolatile = around.nonvolatile || region.nonvolatile;
     pending.push({ region, base, start, end, readonly, nonvolatile, own: false });
@@ -166,6 +165,13 @@ function fragments(root: MemoryRegion, windows: readonly Window[], work: RenderW
     }
   }
   return found;
+}
+
+/** Whether some window holds an address of [`start`, `end`). */
+function reaches(windows: readonly Window[], start: Address, end: Address, work: RenderWork): boolean {
+  const window = windows[firstEndingAfter(windows, start, work)];
+  work.comparisons++;
+  return window !== undefined && window.start < end;
 }
 
 /** The index of the first window that ends above `gpa`. */
