@@ -1,4 +1,3 @@
-import { mustBeAligned } from '../core/checks.js';
 import { errno } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 
@@ -25,7 +24,6 @@ export class FileTable {
 
   /** A new guest_memfd of `machine`, `size` bytes long: its descriptor. */
   createGuestMemfd(machine: object, size: number): number {
-    mustBeAligned('the size of a guest_memfd', size, 4096);
     return this.#install({ machine, size, bindings: new Set() });
   }
 

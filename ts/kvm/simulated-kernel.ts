@@ -198,11 +198,13 @@ export class SimulatedKernel {
     return 0;
   }
 
-  /** KVM_CREATE_GUEST_MEMFD: a file descriptor, or a negative errno. */
-  createGuestMemfd(size: number): number {
+  /** KVM_CREATE_GUEST_MEMFD with no flags, `size` in bytes: a file descriptor, or a negative errno. */
+  createGuestMemfd(size: U64): number {
+    mustBeU64('the size', size);
     if (this.#dead) return -errno.EIO;
-    if (!this.profile.guestMemfd || size <= 0 || size % this.profile.pageSize !== 0) return -errno.EINVAL;
-    return this.files.createGuestMemfd(this, size);
+    if (!this.profile.guestMemfd) return -errno.ENOTTY;
+    if (size <= 0 || size >= 2 ** 63 || !this.#aligned(size)) return -errno.EINVAL;
+    return this.files.createGuestMemfd(this, Number(size));
   }
 
   /** KVM_SET_USER_MEMORY_REGION. `null` stands for an argument that can't be read. */
@@ -305,9 +307,6 @@ export class SimulatedKernel {
   /** The checks that need no slot, in the kernel's order. */
   #check(request: RegionRequest, first: boolean): number {
     const { profile } = this;
-    const page = profile.pageSize;
-    const aligned = (value: U64): boolean =>
-      typeof value === 'bigint' ? value % BigInt(page) === 0n : value % page === 0;
     mustBeU32('the slot', request.slot);
     mustBeU32('the flags', request.flags);
     mustBeU64('the GPA', request.gpa);
@@ -320,14 +319,19 @@ export class SimulatedKernel {
     if ((request.slot & 0xffff) >= profile.slots) return -errno.EINVAL;
     const known = flags & guestMemfd ? guestMemfd : logDirty | (profile.readonlyMemory ? readonly : 0);
     if (flags & ~known || (flags & guestMemfd && !profile.guestMemfd)) return -errno.EINVAL;
-    if (!aligned(request.size) || !aligned(request.gpa) || !aligned(request.host)) return -errno.EINVAL;
+    if (![request.size, request.gpa, request.host].every((value) => this.#aligned(value))) return -errno.EINVAL;
     const size = Number(request.size);
     if (Number(request.host) + size > profile.hostLimit) return -errno.EINVAL;
-    if (flags & guestMemfd && (!aligned(offset) || Number(offset) + size >= 2 ** 64)) return -errno.EINVAL;
+    if (flags & guestMemfd && (!this.#aligned(offset) || Number(offset) + size >= 2 ** 64)) return -errno.EINVAL;
     if (request.slot >>> 16 >= profile.addressSpaces) return -errno.EINVAL;
     if (Number(request.gpa) + size >= 2 ** 64) return -errno.EINVAL;
-    if (size / page > mostPages) return -errno.EINVAL;
+    if (size / profile.pageSize > mostPages) return -errno.EINVAL;
     return 0;
+  }
+
+  #aligned(value: U64): boolean {
+    const { pageSize } = this.profile;
+    return typeof value === 'bigint' ? value % BigInt(pageSize) === 0n : value % pageSize === 0;
   }
 
   #create(call: KernelCall, space: AddressSpace, request: RegionRequest): number {
