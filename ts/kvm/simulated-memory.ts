@@ -93,7 +93,7 @@ export class SimulatedAllocator {
   }
 
   /** Throws `CAPACITY` if less than `size` bytes, rounded up to pages, are left. */
-  allocate(size: number): HostMemory {
+  allocate(size: number, guestMemfd = -1): HostMemory {
     mustBeCount('the size of host memory', size);
     const rounded = Math.ceil(size / this.#alignment) * this.#alignment;
     const total = this.#memory.handle.size;
@@ -103,17 +103,19 @@ export class SimulatedAllocator {
     }
     const host = hostBase + this.#used;
     this.#used += rounded;
-    return new SimulatedHostMemory(this.#memory, host, rounded);
+    return new SimulatedHostMemory(this.#memory, host, rounded, guestMemfd);
   }
 }
 
 class SimulatedHostMemory extends HostMemory {
   readonly size: number;
   readonly hostAddress: number;
+  override readonly guestMemfd: number;
   readonly #memory: SimulatedMemory;
 
-  constructor(memory: SimulatedMemory, hostAddress: number, size: number) {
+  constructor(memory: SimulatedMemory, hostAddress: number, size: number, guestMemfd: number) {
     super();
+    this.guestMemfd = guestMemfd;
     this.#memory = memory;
     this.hostAddress = hostAddress;
     this.size = size;
