@@ -3,7 +3,9 @@ import { type Command, help, nearest, parse, UsageError } from './cli/command.js
 import { MemorySlotsError } from './core/errors.js';
 
 /** Commands by name; each file is loaded only when its command is asked for. */
-const commands: Record<string, () => Promise<{ command: Command }>> = {};
+const commands: Record<string, () => Promise<{ command: Command }>> = {
+  flatten: () => import('./cli/flatten.js'),
+};
 
 async function overview(): Promise<string> {
   const loaded = await Promise.all(Object.values(commands).map(async (load) => (await load()).command));
