@@ -198,7 +198,7 @@ describe('the 90 measured calls give the recorded results', () => {
       kernel,
       ordinaryFile: kernel.files.createOther(),
       foreignGuestMemfd: kernel.files.createGuestMemfd({}, gibibyte),
-      createVcpu: () => void backend.createVcpu(0, arena.allocate(gateLineBytes), {}),
+      createVcpu: () => void backend.createVcpu(0, arena.allocate(gateLineBytes), { steps: [] }),
       excepted: new Map([[66, 'there is no descriptor of /dev/kvm to make it on']]),
       onKvmDescriptor: () => 0,
       byAnotherProcess: (region) => {

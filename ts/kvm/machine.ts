@@ -4,6 +4,7 @@ import { mustBeAligned } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { chooseCore, createArena } from '../core/node.js';
 import { AddressSpace, MemoryMap } from '../memory/address-space.js';
+import { isBacked, isWritable } from '../memory/flat-view.js';
 import { MemoryRegion } from '../memory/region.js';
 import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
 import { DirtyLog } from './dirty-log.js';
@@ -234,10 +235,17 @@ export class Machine implements AsyncDisposable {
   }
 
   #answer(id: number, offset: number, data: Uint8Array, write: boolean): void {
-    const region = this.memory.view.ranges.find((range) => range.region.id === id)?.region;
-    if (write) region?.handlers?.write?.(offset, data);
-    else if (region?.handlers?.read === undefined) data.fill(0xff);
-    else region.handlers.read(offset, data);
+    const range = this.memory.view.ranges.find(({ region }) => region.id === id);
+    if (write && range !== undefined && isBacked(range) && isWritable(range)) {
+      const { memory, memoryOffset } = range.region;
+      (memory as HostMemory).write(memoryOffset + offset, data);
+    } else if (write) {
+      range?.region.handlers?.write?.(offset, data);
+    } else if (range?.region.handlers?.read === undefined) {
+      data.fill(0xff);
+    } else {
+      range.region.handlers.read(offset, data);
+    }
   }
 
   /** A thread inside KVM_RUN would keep Node from ending. */

@@ -280,8 +280,11 @@ export class SimulatedKernel {
   #call(name: KernelCall['name'], request: RegionRequest | null): number {
     const call: KernelCall = { number: ++this.#calls, name, request };
     let result = 0;
-    for (const hooks of this.#hooks) result ||= -(hooks.before?.(call) ?? 0);
-    result ||= this.#perform(call);
+    for (const hooks of this.#hooks) {
+      const fault = hooks.before?.(call) ?? 0;
+      if (result === 0 && fault !== 0) result = -fault;
+    }
+    if (result === 0) result = this.#perform(call);
     for (const hooks of this.#hooks) hooks.after?.(call, result);
     return result;
   }

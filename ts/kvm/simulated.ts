@@ -13,7 +13,7 @@ import type {
 } from './backend.js';
 import { lineWords } from './gate.js';
 import { FileTable } from './simulated-files.js';
-import { SimulatedKernel } from './simulated-kernel.js';
+import { type CallHooks, SimulatedKernel } from './simulated-kernel.js';
 import { SimulatedAllocator, SimulatedMemory } from './simulated-memory.js';
 import { type Profile, type ProfileName, profileOf } from './simulated-profiles.js';
 import { slotFlags } from './simulated-readers.js';
@@ -42,6 +42,8 @@ export interface SimulatedOptions {
   readonly dirtyLogBytes?: number;
   /** Machines that share a table can be handed each other's guest_memfds. Default: one of its own. */
   readonly files?: FileTable;
+  /** Run in all calls from the start; see {@link SimulatedKernel.addHooks}. */
+  readonly hooks?: readonly CallHooks[];
 }
 
 /** The named profile with the host's own values, where options give them. */
@@ -112,9 +114,10 @@ export class SimulatedBackend implements Backend {
       dirtyLogBytes: mustBeCount('dirtyLogBytes', options.dirtyLogBytes ?? 2 ** 26),
       files: options.files ?? new FileTable(),
     });
+    for (const hooks of options.hooks ?? []) this.kernel.addHooks(hooks);
     const memoryBytes = mustBeAligned('memoryBytes', options.memoryBytes ?? 2 ** 30, profile.pageSize);
     this.#memory = SimulatedMemory.create(memoryBytes, options.backed ?? true);
-    this.#allocator = new SimulatedAllocator(this.#memory, profile.slotAlignment);
+    this.#allocator = new SimulatedAllocator(this.#memory, profile.pageSize, profile.slotAlignment);
   }
 
   apply(operations: number, count: number): number {
@@ -155,6 +158,9 @@ export class SimulatedBackend implements Backend {
   }
 
   createVcpu(index: number, line: number, guest: GuestProgram): VcpuSetup {
+    if (guest.steps === undefined) {
+      throw new MemorySlotsError('INVALID', `vCPU ${index} needs steps to run on the simulated KVM`);
+    }
     if (this.#vcpus.has(index)) throw new MemorySlotsError('STATE', `there is a vCPU ${index} already`);
     const scratch = this.#spareScratch.pop() ?? this.#arena.allocate(scratchBytes);
     Atomics.store(this.#arena.words, scratch >>> 2, 0);
@@ -167,31 +173,27 @@ export class SimulatedBackend implements Backend {
       memory: this.#memory.handle,
       dirty: this.kernel.dirtyBuffer,
       pageSize: this.capabilities.pageSize,
-      steps: (guest.steps ?? []).map(mustBeStep),
+      steps: guest.steps.map(mustBeStep),
     };
     return setup;
   }
 
   kick(index: number): void {
-    const { line } = this.#vcpu(index);
-    Atomics.store(this.#arena.words, (line >>> 2) + lineWords.immediateExit, 1);
+    const vcpu = this.#vcpus.get(index);
+    if (vcpu === undefined) return;
+    Atomics.store(this.#arena.words, (vcpu.line >>> 2) + lineWords.immediateExit, 1);
   }
 
   destroyVcpu(index: number): void {
-    const { scratch } = this.#vcpu(index);
-    this.kernel.removeReader(scratch >>> 2);
+    const vcpu = this.#vcpus.get(index);
+    if (vcpu === undefined) return;
+    this.kernel.removeReader(vcpu.scratch >>> 2);
     this.#vcpus.delete(index);
-    this.#spareScratch.push(scratch);
+    this.#spareScratch.push(vcpu.scratch);
   }
 
   /** Nothing outlives the object: its buffers go when the last thread lets go of them. */
   close(): void {
     this.#vcpus.clear();
-  }
-
-  #vcpu(index: number): { readonly line: number; readonly scratch: number } {
-    const vcpu = this.#vcpus.get(index);
-    if (vcpu === undefined) throw new MemorySlotsError('INVALID', `there is no vCPU ${index}`);
-    return vcpu;
   }
 }
