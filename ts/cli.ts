@@ -6,6 +6,7 @@ import { MemorySlotsError } from './core/errors.js';
 const commands: Record<string, () => Promise<{ command: Command }>> = {
   demo: () => import('./cli/demo.js'),
   flatten: () => import('./cli/flatten.js'),
+  replay: () => import('./cli/replay.js'),
 };
 
 async function overview(): Promise<string> {

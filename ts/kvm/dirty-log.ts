@@ -74,16 +74,21 @@ export class DirtyLog {
       const what = `reading the dirty log of slot ${slot.id} ${formatRange(slot.gpa, slot.size)}`;
       throw new MemorySlotsError('IOCTL', `${what} failed with ${errnoName(result)}; no slot was changed`);
     }
-    const found = this.#memories.find(
-      ({ memory }) => slot.host >= memory.hostAddress && slot.host < memory.hostAddress + memory.size,
-    );
-    if (found === undefined) return;
-    const first = (slot.host - found.memory.hostAddress) / this.#pageSize;
+    const memory = this.memoryAt(slot.host);
+    if (memory === undefined) return;
+    const found = this.#of(memory);
+    const first = (slot.host - memory.hostAddress) / this.#pageSize;
     for (const [index, bits] of bitmap.entries()) {
       for (let rest = bits; rest !== 0; rest &= rest - 1) {
         found.pages.set(first + index * 8 + (31 - Math.clz32(rest & -rest)));
       }
     }
+  }
+
+  /** The memory that holds host address `host`. */
+  memoryAt(host: number): HostMemory | undefined {
+    return this.#memories.find(({ memory }) => host >= memory.hostAddress && host < memory.hostAddress + memory.size)
+      ?.memory;
   }
 
   /** Marks the pages that `length` bytes at `offset` of `memory` touch. */

@@ -37,6 +37,18 @@ export interface MachineOptions {
   readonly onCommit?: (record: CommitRecord) => void;
 }
 
+/** A memory slot as KVM has it. Bytes. */
+export interface Slot {
+  readonly id: number;
+  readonly gpa: number;
+  readonly size: number;
+  /** KVM's: 1 dirty logging, 2 read-only, 4 guest_memfd. */
+  readonly flags: number;
+  /** What backs it, and from where in it. */
+  readonly memory: HostMemory;
+  readonly offset: number;
+}
+
 /** Each commit that changed slots is published here as a {@link CommitRecord}. */
 const commits = channel('kvm-memslots:commit');
 
@@ -190,8 +202,11 @@ export class Machine implements AsyncDisposable {
   }
 
   /** The slots of an address space (0: normal, 1: system management mode), by ascending address. */
-  slots(addressSpace = 0): { id: number; gpa: number; size: number; flags: number }[] {
-    return this.#planner.list(addressSpace).map(({ id, gpa, size, flags }) => ({ id, gpa, size, flags }));
+  slots(addressSpace = 0): Slot[] {
+    return this.#planner.list(addressSpace).map(({ id, gpa, size, flags, host }) => {
+      const memory = this.#dirtyLog.memoryAt(host)!;
+      return { id, gpa, size, flags, memory, offset: host - memory.hostAddress };
+    });
   }
 
   /** Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. */
