@@ -11,7 +11,8 @@ export {
   type X86Start,
 } from './kvm/backend.js';
 export type { InhibitorOptions } from './kvm/inhibitor.js';
-export { Machine, type MachineOptions } from './kvm/machine.js';
+export { Machine, type MachineOptions, type Slot } from './kvm/machine.js';
+export { Plan } from './kvm/plan.js';
 export {
   type Operation,
   type OperationKind,

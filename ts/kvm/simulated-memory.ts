@@ -95,7 +95,7 @@ export class SimulatedAllocator {
   }
 
   /** Throws `INVALID` unless `size` is whole pages, `CAPACITY` if less is left. */
-  allocate(size: number): HostMemory {
+  allocate(size: number, guestMemfd = -1): HostMemory {
     mustBeAligned('the size of guest memory', size, this.#pageSize);
     const offset = Math.ceil(this.#used / this.#alignment) * this.#alignment;
     const total = this.#memory.handle.size;
@@ -104,17 +104,19 @@ export class SimulatedAllocator {
       throw new MemorySlotsError('CAPACITY', `${message} ${formatSize(total)} are in use (option memoryBytes)`);
     }
     this.#used = offset + size;
-    return new SimulatedHostMemory(this.#memory, hostBase + offset, size);
+    return new SimulatedHostMemory(this.#memory, hostBase + offset, size, guestMemfd);
   }
 }
 
 class SimulatedHostMemory extends HostMemory {
   readonly size: number;
   readonly hostAddress: number;
+  override readonly guestMemfd: number;
   readonly #memory: SimulatedMemory;
 
-  constructor(memory: SimulatedMemory, hostAddress: number, size: number) {
+  constructor(memory: SimulatedMemory, hostAddress: number, size: number, guestMemfd: number) {
     super();
+    this.guestMemfd = guestMemfd;
     this.#memory = memory;
     this.hostAddress = hostAddress;
     this.size = size;

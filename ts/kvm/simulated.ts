@@ -1,7 +1,16 @@
 import type { Arena } from '../core/arena.js';
 import { hex, mustBeAligned, mustBeCount } from '../core/checks.js';
+import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
-import type { Backend, Capabilities, GuestProgram, GuestStep, HostMemory, VcpuSetup } from './backend.js';
+import type {
+  AllocateOptions,
+  Backend,
+  Capabilities,
+  GuestProgram,
+  GuestStep,
+  HostMemory,
+  VcpuSetup,
+} from './backend.js';
 import { lineWords } from './gate.js';
 import { FileTable } from './simulated-files.js';
 import { type CallHooks, SimulatedKernel } from './simulated-kernel.js';
@@ -91,6 +100,7 @@ export class SimulatedBackend implements Backend {
       slots: profile.slots,
       addressSpaces: profile.addressSpaces,
       pageSize: profile.pageSize,
+      slotAlignment: profile.slotAlignment,
       largestSlot: (2 ** 31 - 1) * profile.pageSize,
       readonlyMemory: profile.readonlyMemory,
       manualDirtyLog: profile.manualDirtyLog,
@@ -136,12 +146,15 @@ export class SimulatedBackend implements Backend {
     return count;
   }
 
-  getDirtyLog(addressSpace: number, id: number, bitmap: Uint8Array): number {
+  getDirtyLog(addressSpace: number, id: number, _pages: number, bitmap: Uint8Array): number {
     return this.kernel.getDirtyLog(addressSpace * 0x10000 + id, bitmap);
   }
 
-  allocate(bytes: number): HostMemory {
-    return this.#allocator.allocate(bytes);
+  allocate(bytes: number, options: AllocateOptions = {}): HostMemory {
+    if (!options.guestMemfd) return this.#allocator.allocate(bytes);
+    const fd = this.kernel.createGuestMemfd(bytes);
+    if (fd < 0) throw new MemorySlotsError('UNSUPPORTED', `a guest_memfd can't be had: ${errnoName(fd)}`);
+    return this.#allocator.allocate(bytes, fd);
   }
 
   createVcpu(index: number, line: number, guest: GuestProgram): VcpuSetup {

@@ -106,7 +106,9 @@ export class VcpuLoop {
     ) {
       if (section.since <= entered) this.#count(lineWords.spuriousExits);
       if (!Atomics.load(this.#words, this.#naive)) {
-        this.#access(section, exit.gpa, data, exit.write);
+        // The owner keeps the dirty log, which KVM won't know of this write.
+        const logged = exit.write && section.flags & constants.LOG_DIRTY;
+        if (!logged || !this.#ask(section, exit, data)) this.#access(section, exit.gpa, data, exit.write);
         return;
       }
     } else if (section !== undefined && this.#ask(section, exit, data)) {
