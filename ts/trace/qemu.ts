@@ -1,4 +1,4 @@
-import type { SlotUpdate, TraceEvent } from './event.js';
+import { onlyVm, type SlotUpdate, type TraceEvent } from './event.js';
 import { type Literal, literal, matches } from './literal.js';
 import { type LineParser, MalformedLine } from './parser.js';
 
@@ -64,7 +64,7 @@ function makeSlotUpdate(
     line,
     time,
     thread,
-    vm: 'vm',
+    vm: onlyVm,
     addressSpace,
     slot,
     flags: values[2]!,
