@@ -7,6 +7,7 @@ const commands: Record<string, () => Promise<{ command: Command }>> = {
   demo: () => import('./cli/demo.js'),
   flatten: () => import('./cli/flatten.js'),
   replay: () => import('./cli/replay.js'),
+  watch: () => import('./cli/watch.js'),
 };
 
 async function overview(): Promise<string> {

@@ -1,4 +1,6 @@
 export * from './event.js';
+export { formatEvent, type LoggedEvent } from './format.js';
+export { toJson } from './json.js';
 export { type Change, type Effect, Layout } from './layout.js';
 export {
   longestLine,
