@@ -2,11 +2,11 @@
 
 CC ?= cc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
-CORE = csrc/slots.c csrc/map.c csrc/plan.c csrc/layout.c
+CORE = csrc/slots.c csrc/search.c csrc/map.c csrc/plan.c csrc/layout.c
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
 EMFLAGS = $(CFLAGS) --no-entry -sSTANDALONE_WASM -sWASM_BIGINT -sTOTAL_STACK=65536 -sINITIAL_MEMORY=2097152 \
-	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals
+	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals -msimd128
 EMLINK = -Wl,--import-memory,--export=__stack_pointer,--export=__heap_base
 
 .PHONY: help build test demo lint clean
