@@ -9,7 +9,7 @@ EMFLAGS = $(CFLAGS) --no-entry -sSTANDALONE_WASM -sWASM_BIGINT -sTOTAL_STACK=655
 	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals -msimd128
 EMLINK = -Wl,--import-memory,--export=__stack_pointer,--export=__heap_base
 
-.PHONY: help build test demo lint clean
+.PHONY: help build test demo bench lint clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,14 @@ test: build ## the whole suite, with the native core and with the WASM one
 
 demo: build ## resize, split and merge a running VM's memory, naively and atomically
 	node dist/cli.js demo
+
+bench: build test/artefacts/rivals.so ## speed against what one would use instead, in minutes; BENCH=--quick: in under two
+	node test/bench/run.mjs $(BENCH)
+
+# What the benchmark compares with, by the same compiler with the same flags. Not part of the package.
+test/artefacts/rivals.so: test/bench/rivals.c test/bench/rival-vm.c test/bench/rivals.h $(CORE) csrc/slots.h
+	@mkdir -p test/artefacts
+	$(CC) $(CFLAGS) -fPIC -shared -fvisibility=hidden -o $@ test/bench/rivals.c test/bench/rival-vm.c $(CORE) -lpthread
 
 lint: node_modules/.installed ## style and types
 	npx --no-install biome check .
