@@ -1,6 +1,7 @@
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { formatRange, formatSize } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
+import { PlannerEstimator } from '../replay/estimator.js';
 import type { Analysis, TransactionSummary } from '../trace/analysis.js';
 import { Analyzer } from '../trace/analyze.js';
 import type { Slot, TraceFormat } from '../trace/event.js';
@@ -58,7 +59,11 @@ async function analyzeFile(
   const bar = progress();
   const trace = readTraceFile(path, { lenient, onProgress: bar.show });
   const drawing = perfetto === undefined ? undefined : new PerfettoTrace();
-  const analyzer = new Analyzer({ limit, ...(drawing === undefined ? {} : { observer: drawing }) });
+  const analyzer = new Analyzer({
+    limit,
+    engine: new PlannerEstimator(),
+    ...(drawing === undefined ? {} : { observer: drawing }),
+  });
   const partial = `${perfetto}.partial`;
   let file: FileHandle | undefined;
   try {

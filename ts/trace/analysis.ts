@@ -88,7 +88,8 @@ export interface EngineEstimator {
    * changed is in both lists. Each is in address order.
    */
   transaction(vm: string, addressSpace: number, deletes: readonly Slot[], creates: readonly Slot[]): void;
-  result(): EngineEstimate;
+  /** Null if the log made no sense to it. */
+  result(): EngineEstimate | null;
 }
 
 /** Follows an analysis as it goes, where lists with a limit won't do. */
