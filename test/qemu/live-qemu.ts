@@ -92,18 +92,11 @@ export class LiveQemu {
     return { tree: await this.qmp.monitor('info mtree'), flat: await this.qmp.monitor('info mtree -f') };
   }
 
-  /** Writes 1, 2 or 4 bytes (`b`, `w`, `l`) to PCI configuration space of a function of bus 0. */
-  async configure(device: number, offset: number, value: number, width: 'b' | 'w' | 'l' = 'l', fn = 0): Promise<void> {
-    const address = (0x80000000 | (device << 11) | (fn << 8) | (offset & ~3)) >>> 0;
+  /** Writes 1, 2 or 4 bytes (`b`, `w`, `l`) to PCI configuration space of function 0 of a device. */
+  async configure(device: number, offset: number, value: number, width: 'b' | 'w' | 'l' = 'l', bus = 0): Promise<void> {
+    const address = (0x80000000 | (bus << 16) | (device << 11) | (offset & ~3)) >>> 0;
     await this.#tell(`outl 0xcf8 0x${address.toString(16)}`);
-    await this.#tell(`out${width} 0x${(0xcfc + (offset & 3)).toString(16)} 0x${value.toString(16)}`);
-  }
-
-  /** Reads 4 bytes from PCI configuration space of a function of bus 0. */
-  async configuration(device: number, offset: number, fn = 0): Promise<number> {
-    const address = (0x80000000 | (device << 11) | (fn << 8) | (offset & ~3)) >>> 0;
-    await this.#tell(`outl 0xcf8 0x${address.toString(16)}`);
-    return Number((await this.#tell('inl 0xcfc')).split(' ')[1]);
+    await this.#tell(`out${width} 0x${(0xcfc + (offset & 3)).toString(16)} 0x${(value >>> 0).toString(16)}`);
   }
 
   async stop(): Promise<void> {
@@ -118,7 +111,7 @@ export class LiveQemu {
     rmSync(this.#directory, { recursive: true, force: true });
   }
 
-  async #tell(line: string): Promise<string> {
+  async #tell(line: string): Promise<void> {
     const answer = await new Promise<string>((resolve, reject) => {
       const timer = setTimeout(() => reject(new Error(`QEMU didn't answer '${line}'`)), 10_000);
       this.#reply = (reply) => {
@@ -128,6 +121,5 @@ export class LiveQemu {
       this.#qtest.write(`${line}\n`);
     });
     if (!answer.startsWith('OK')) throw new Error(`QEMU refused '${line}': ${answer}`);
-    return answer;
   }
 }

@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
 import { MemorySlotsError } from '../core/errors.js';
-import { compareRanges, formatTextRange, formatViews, type TextRange } from '../memory/flat-text.js';
+import { compareRanges, formatTextRange, formatViews, jsonRange, type TextRange } from '../memory/flat-text.js';
 import { type FlattenedSpace, flatten, viewsOf } from '../memory/flatten.js';
 import { type Command, UsageError } from './command.js';
 
@@ -35,12 +35,6 @@ function differences(before: readonly FlattenedSpace[], after: readonly Flattene
     const { removed, added } = compareRanges(old!, now!);
     return removed.length === 0 && added.length === 0 ? [] : [{ key, removed, added }];
   });
-}
-
-function plain({ gpa, size, kind, region, offset }: TextRange): Record<string, unknown> {
-  const exact = (value: number | bigint) => (typeof value === 'bigint' ? String(value) : value);
-  const readonly = /^(nv-)?romd?$/.test(kind);
-  return { gpa: exact(gpa), size: exact(size), kind, region, offset: exact(offset), readonly };
 }
 
 function printJson(entries: readonly (readonly [string, unknown])[]): void {
@@ -82,7 +76,10 @@ export const command: Command = {
       const changed = differences(spaces, await flattenFile(other));
       if (options.has('json')) {
         printJson(
-          changed.map(({ key, removed, added }) => [key, { removed: removed.map(plain), added: added.map(plain) }]),
+          changed.map(({ key, removed, added }) => [
+            key,
+            { removed: removed.map(jsonRange), added: added.map(jsonRange) },
+          ]),
         );
         return 0;
       }
@@ -93,7 +90,7 @@ export const command: Command = {
         '',
       ]);
       process.stdout.write(lines.length === 0 ? 'The maps are the same.\n' : `${lines.join('\n')}\n`);
-    } else if (options.has('json')) printJson(spaces.map(({ key, ranges }) => [key, ranges.map(plain)]));
+    } else if (options.has('json')) printJson(spaces.map(({ key, ranges }) => [key, ranges.map(jsonRange)]));
     else process.stdout.write(`${formatViews(viewsOf(spaces)).join('\n')}\n`);
     return 0;
   },

@@ -4,6 +4,9 @@ import { MemorySlotsError } from '../core/errors.js';
 /** Milliseconds QEMU has to answer one command. */
 const answerDeadline = 10_000;
 
+/** What QEMU says first is matched like an answer to this. */
+const greetingId = 0;
+
 interface Pending {
   resolve(value: unknown): void;
   reject(error: Error): void;
@@ -18,7 +21,6 @@ export class Qmp {
   #text = '';
   #commands = 0;
   #failure: MemorySlotsError | undefined;
-  #greeted: () => void = () => undefined;
 
   private constructor(socket: Socket, path: string) {
     this.#socket = socket;
@@ -31,20 +33,22 @@ export class Qmp {
 
   /**
    * Connects to the socket at `path` and greets. Throws `STATE` if nobody listens there or the connection breaks,
-   * `TIMEOUT` if there is no answer within 10 s, as a QMP socket doesn't while another client holds it.
+   * `TIMEOUT` if there is no answer within 10 s, as there is none while another client holds the socket. Raising
+   * `signal` gives up.
    */
-  static async connect(path: string): Promise<Qmp> {
+  static async connect(path: string, signal?: AbortSignal): Promise<Qmp> {
     const qmp = new Qmp(connect(path), path);
+    const stop = () => qmp.close();
+    signal?.addEventListener('abort', stop);
     try {
-      const greeting = new Promise<void>((resolve) => {
-        qmp.#greeted = resolve;
-      });
-      await qmp.#answer(0, 'a greeting (is another client connected?)', greeting);
+      await qmp.#answer(greetingId, 'a greeting (is another client connected?)');
       await qmp.command('qmp_capabilities');
       return qmp;
     } catch (error) {
       qmp.close();
       throw error;
+    } finally {
+      signal?.removeEventListener('abort', stop);
     }
   }
 
@@ -66,7 +70,7 @@ export class Qmp {
     this.#fail(`${this.#path}: the connection was closed`);
   }
 
-  #answer(id: number, what: string, greeting?: Promise<void>): Promise<unknown> {
+  #answer(id: number, what: string): Promise<unknown> {
     return new Promise((resolve, reject) => {
       if (this.#failure !== undefined) {
         reject(this.#failure);
@@ -79,7 +83,6 @@ export class Qmp {
         );
       }, answerDeadline);
       this.#pending.set(id, { resolve, reject, timer });
-      greeting?.then(() => this.#settle(id)?.resolve(undefined));
     });
   }
 
@@ -107,7 +110,7 @@ export class Qmp {
       this.#fail(`${this.#path}: not QMP: ${line.slice(0, 100)}`);
       return;
     }
-    if (message.QMP !== undefined) this.#greeted();
+    if (message.QMP !== undefined) this.#settle(greetingId)?.resolve(undefined);
     else if (message.id !== undefined) {
       const pending = this.#settle(message.id);
       if (message.error === undefined) pending?.resolve(message.return);

@@ -21,8 +21,11 @@ import { Vcpu } from './vcpu-owner.js';
 
 /** How to make a {@link Machine}. */
 export interface MachineOptions {
-  /** `auto` (the default): real KVM where /dev/kvm works, else the simulated one. */
-  readonly backend?: 'auto' | 'kvm' | 'simulated';
+  /**
+   * `auto` (the default): real KVM where /dev/kvm works, else the simulated one. Or a function that makes a backend of
+   * the caller's own, which the machine closes.
+   */
+  readonly backend?: 'auto' | 'kvm' | 'simulated' | ((arena: Arena) => Backend);
   readonly simulated?: SimulatedOptions;
   /** Default `stable`. */
   readonly policy?: Policy;
@@ -297,6 +300,7 @@ function plannerOptions(options: MachineOptions, capabilities: Capabilities): Pl
 
 function openBackend(arena: Arena, options: MachineOptions): { backend: Backend; why: string } {
   const wanted = options.backend ?? 'auto';
+  if (typeof wanted === 'function') return { backend: wanted(arena), why: "it is the caller's own" };
   if (wanted === 'simulated') {
     return { backend: new SimulatedBackend(arena, options.simulated), why: 'it was asked for' };
   }

@@ -1,4 +1,3 @@
-import { formatRange } from '../core/checks.js';
 import { type Address, add, address, subtract } from './address.js';
 import { lineError, linesOf, type TextLine } from './mtree-text.js';
 
@@ -106,9 +105,11 @@ export function compareRanges(
   };
 }
 
-/** A range for people: where, how large, and what. */
-export function describeRange({ gpa, size, kind, region, offset }: TextRange): string {
-  return `${formatRange(gpa, size)} ${kind} ${region}${offset === 0 ? '' : ` @${digits(offset)}`}`;
+/** A range as the commands' JSON has it: numbers that JSON can't hold exactly are decimal strings. */
+export function jsonRange({ gpa, size, kind, region, offset }: TextRange): Record<string, unknown> {
+  const exact = (value: Address) => (typeof value === 'bigint' ? String(value) : value);
+  const readonly = /^(nv-)?romd?$/.test(kind);
+  return { gpa: exact(gpa), size: exact(size), kind, region, offset: exact(offset), readonly };
 }
 
 function digits(value: Address): string {

@@ -10,7 +10,8 @@ export interface SectionOf<S> extends FlatRange {
  * Follows the map of some address spaces. Every transaction that changes one of them is told as one
  * `begin … commit`: first `delete` for each range that is gone, then `add`, `unchanged`, `logStart` and `logStop`, each
  * part in order of address space, then of address. A range that changes in any way but its logging mark is deleted and
- * added; `add` carries the mark, `logStart` and `logStop` are for ranges that stay.
+ * added; `add` carries the mark, `logStart` and `logStop` are for ranges that stay. `unchanged` is called for all that
+ * stay in any of the listener's address spaces, also in one that didn't change.
  *
  * Of several listeners, the one with the lowest `priority` (0 unless given) hears first, with `delete` last.
  *
