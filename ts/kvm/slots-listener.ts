@@ -126,6 +126,11 @@ export class SlotsListener implements MemoryListener {
     this.#planner.add(range);
   }
 
+  /** Another listener refused the transaction before this one was asked: nothing of it will happen. */
+  rollback(): void {
+    this.#planner.begin();
+  }
+
   /** Applies what was captured. Throws {@link SlotIoctlError}, `TIMEOUT`, `CANCELLED` or `CAPACITY`: nothing has changed then. */
   commit(): void {
     if (this.#committing) throw new MemorySlotsError('STATE', 'a commit is already under way');
