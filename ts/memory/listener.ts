@@ -18,7 +18,8 @@ export interface SectionOf<S> extends FlatRange {
  * A listener that can't follow throws from `commit`, having made sure that it still holds what it held at `begin`. The
  * map then returns to what it was, and every other listener with it: one that has committed is told the opposite change
  * as one more `begin … commit`; one that has heard something but not committed is told `rollback`, or if it has none,
- * `commit` and then the opposite. They find tree and views as they were. Throwing from another method counts as that one thing not having been told.
+ * `commit` and then the opposite. They find tree and views as they were. Throwing from another method counts as that
+ * one thing not having been told.
  *
  * Called on the owner thread, synchronously; must not edit the map or its listeners.
  */
