@@ -32,4 +32,10 @@ export {
 } from './memory/address-space.js';
 export { type FlatRange, FlatView } from './memory/flat-view.js';
 export type { GuestMemory } from './memory/guest-memory.js';
-export { MemoryRegion, type MmioHandlers, type RegionKind, type RegionOptions } from './memory/region.js';
+export {
+  type BackedOptions,
+  MemoryRegion,
+  type MmioHandlers,
+  type RegionKind,
+  type RegionOptions,
+} from './memory/region.js';
