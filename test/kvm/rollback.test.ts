@@ -16,7 +16,7 @@ const ramAddress = 0x10000000;
 const codeAddress = 0x70000000;
 const failures = [errno.ENOMEM, errno.EEXIST, errno.EINVAL];
 /** On each backend; a real call takes 15 µs, and each failure takes some. */
-const wantedFaults = { kvm: 3_000, simulated: 8_000 };
+const wantedFaults = { kvm: 3_000, simulated: 10_000 };
 
 function random(seed: number): (below: number) => number {
   let state = seed >>> 0;

@@ -4,12 +4,12 @@ import { errno, errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 import type { MemoryListener, Section } from '../memory/address-space.js';
 import { isBacked, isWritable } from '../memory/flat-view.js';
+import type { SectionMap } from '../memory/section-map.js';
 import type { Backend, HostMemory } from './backend.js';
 import type { DirtyLog } from './dirty-log.js';
 import type { Inhibitor } from './inhibitor.js';
 import { Plan } from './plan.js';
 import type { Operation, Planner, PlanSummary } from './planner.js';
-import type { SectionMap } from './section-map.js';
 
 /** What one commit did. Times in microseconds, sizes in bytes. */
 export interface CommitRecord extends PlanSummary {
@@ -126,6 +126,11 @@ export class SlotsListener implements MemoryListener {
     this.#planner.add(range);
   }
 
+  /** Another listener refused the transaction before this one was asked: nothing of it will happen. */
+  rollback(): void {
+    this.#planner.begin();
+  }
+
   /** Applies what was captured. Throws {@link SlotIoctlError}, `TIMEOUT`, `CANCELLED` or `CAPACITY`: nothing has changed then. */
   commit(): void {
     if (this.#committing) throw new MemorySlotsError('STATE', 'a commit is already under way');
@@ -144,7 +149,7 @@ export class SlotsListener implements MemoryListener {
     if (this.rehearsing) throw new Rehearsed(new Plan(plan, this.#calls(plan), this.#planner.kept(plan)));
     let windowMicroseconds: number | undefined;
     if (plan.operations === 0) {
-      this.#map.publish(this.#planner);
+      this.#map.publish(this.#planner.captured);
       return;
     }
     if (plan.inhibit && this.updates === 'atomic') {
@@ -175,7 +180,7 @@ export class SlotsListener implements MemoryListener {
     const done = this.#backend.apply(planner.operations, plan.operations);
     if (done < plan.operations) throw this.#undo(plan.operations, done);
     planner.applied(planner.operations, done);
-    this.#map.publish(planner);
+    this.#map.publish(planner.captured);
   }
 
   /** Makes KVM as it was before the commit, or the table as KVM is; the error that tells which. */

@@ -1,7 +1,7 @@
 import type { Arena, MemoryRange } from '../core/arena.js';
+import { SectionMapReader } from '../memory/section-map.js';
 import type { Exit, VcpuRunner } from './backend.js';
 import { Gate, gateBits, lineWords, vcpuStates } from './gate.js';
-import { SectionMapReader } from './section-map.js';
 
 /** Words of a vCPU's mailbox, from the start of its line; see {@link VcpuLoop}. All but `data` are plain numbers. */
 export const mailboxWords = { region: 16, offsetLow: 17, offsetHigh: 18, size: 19, write: 20, data: 22 } as const;

@@ -1,3 +1,4 @@
+import { MemorySlotsError } from '../core/errors.js';
 import type { HostMemory } from '../kvm/backend.js';
 import type { Machine } from '../kvm/machine.js';
 import { MemoryRegion } from '../memory/region.js';
@@ -40,6 +41,7 @@ export class Player {
    */
   step(): void {
     const { steps } = this.recording;
+    if (steps.length === 0) throw new MemorySlotsError('INVALID', 'the recording has no transactions to play');
     if (this.#next === steps.length) {
       this.#play({ deletes: [...this.#regions.keys()], adds: steps[0]?.adds ?? [], relogged: new Map() });
       this.#next = 1;
