@@ -14,7 +14,7 @@ EMLINK = -Wl,--import-memory,--export=__stack_pointer,--export=__heap_base
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
-build: node_modules/.installed wasm-build/slots.so wasm-build/slots.wasm wasm-build/slots-shared.wasm dist/.built ## both C builds, the TypeScript
+build: node_modules/.installed wasm-build/slots.so wasm-build/slots.wasm wasm-build/slots-shared.wasm dist/.built dist/page/viewer.html ## both C builds, the TypeScript, the page
 
 node_modules/.installed: package.json package-lock.json
 	npm ci --no-audit --no-fund
@@ -33,6 +33,9 @@ dist/.built: node_modules/.installed tsconfig.json $(shell find ts -name '*.ts')
 	rm -rf dist
 	npx --no-install tsc -p tsconfig.json
 	@chmod +x dist/cli.js && touch $@
+
+dist/page/viewer.html: dist/.built wasm-build/slots.wasm wasm-build/slots-shared.wasm $(shell find ts/viewer -type f)
+	node ts/viewer/bundle.mjs
 
 test: build ## the whole suite, with the native core and with the WASM one
 	npx --no-install vitest run

@@ -8,7 +8,10 @@ describe('the README', () => {
   it('has examples that work when pasted', () => {
     expect(blocks.length).toBeGreaterThan(0);
     for (const code of blocks) {
-      const out = execFileSync(process.execPath, ['--input-type=module', '-e', code], { encoding: 'utf8', timeout: 30_000 });
+      const out = execFileSync(process.execPath, ['--input-type=module', '-e', code], {
+        encoding: 'utf8',
+        timeout: 30_000,
+      });
       expect(out).toMatch(/(kvm|simulated).*gpa: 917504/s);
     }
   });

@@ -5,6 +5,7 @@ import { MemorySlotsError } from './core/errors.js';
 /** Commands by name; each file is loaded only when its command is asked for. */
 const commands: Record<string, () => Promise<{ command: Command }>> = {
   demo: () => import('./cli/demo.js'),
+  view: () => import('./cli/view.js'),
 };
 
 async function overview(): Promise<string> {

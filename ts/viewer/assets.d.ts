@@ -1,0 +1,23 @@
+/** The core built for memory that isn't shared, as bytes; put in place by bundle.mjs. */
+declare module 'memslots-core' {
+  const bytes: Uint8Array<ArrayBuffer>;
+  export default bytes;
+}
+
+/** The core built for shared memory. */
+declare module 'memslots-core-shared' {
+  const bytes: Uint8Array<ArrayBuffer>;
+  export default bytes;
+}
+
+/** The style sheet, as text. */
+declare module 'memslots-style' {
+  const text: string;
+  export default text;
+}
+
+/** The script of all workers of the simulation, as text of a classic script. */
+declare module 'memslots-worker' {
+  const text: string;
+  export default text;
+}
