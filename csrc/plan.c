@@ -46,6 +46,7 @@ struct sweep {
 	const struct memslots_range *run_source; /* the added section it comes from, or NULL */
 	const struct memslots_range *run_kept;   /* the run is this slot and nothing else, so far */
 
+	int binds_memfd; /* some create has a guest_memfd */
 	struct memslots_plan *plan;
 	struct sink flags, removals, creates;
 };
@@ -202,6 +203,7 @@ static void finish_run(struct sweep *sweep)
 		slot = part(run, at, stop);
 		slot.id = sweep->creates.operations ? take_id(sweep) : 0;
 		emit(&sweep->creates, MEMSLOTS_CREATE, sweep->run_reason, &slot, 0, 0);
+		sweep->binds_memfd |= (slot.flags & MEMSLOTS_GUEST_MEMFD) != 0;
 		at = stop;
 	}
 	run->size = 0;
@@ -489,7 +491,8 @@ static int32_t count_operations(struct sweep *sweep, const struct memslots_range
 		walk(sweep);
 		after = before - sweep->removals.count + sweep->creates.count;
 		if (after <= limit) {
-			*delete_first |= before + sweep->creates.count > limit;
+			/* A guest_memfd's range may be bound to one slot only, so the old one has to go first. */
+			*delete_first |= before + sweep->creates.count > limit || sweep->binds_memfd;
 			add_up(total, &one);
 			return 0;
 		}

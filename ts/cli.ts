@@ -4,8 +4,12 @@ import { MemorySlotsError } from './core/errors.js';
 
 /** Commands by name; each file is loaded only when its command is asked for. */
 const commands: Record<string, () => Promise<{ command: Command }>> = {
+  analyze: () => import('./cli/analyze.js'),
   demo: () => import('./cli/demo.js'),
+  flatten: () => import('./cli/flatten.js'),
+  replay: () => import('./cli/replay.js'),
   view: () => import('./cli/view.js'),
+  watch: () => import('./cli/watch.js'),
 };
 
 async function overview(): Promise<string> {
@@ -33,6 +37,12 @@ async function main(args: readonly string[]): Promise<number> {
   const { values, operands } = parse(command, rest);
   return command.run(values, operands);
 }
+
+// Whoever reads the output may stop early, as head does.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0);
+  throw error;
+});
 
 main(process.argv.slice(2)).then(
   (status) => {

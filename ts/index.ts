@@ -11,7 +11,8 @@ export {
   type X86Start,
 } from './kvm/backend.js';
 export type { InhibitorOptions } from './kvm/inhibitor.js';
-export { Machine, type MachineOptions } from './kvm/machine.js';
+export { Machine, type MachineOptions, type Slot } from './kvm/machine.js';
+export { Plan } from './kvm/plan.js';
 export {
   type Operation,
   type OperationKind,
@@ -31,4 +32,10 @@ export {
 } from './memory/address-space.js';
 export { type FlatRange, FlatView } from './memory/flat-view.js';
 export type { GuestMemory } from './memory/guest-memory.js';
-export { MemoryRegion, type MmioHandlers, type RegionKind, type RegionOptions } from './memory/region.js';
+export {
+  type BackedOptions,
+  MemoryRegion,
+  type MmioHandlers,
+  type RegionKind,
+  type RegionOptions,
+} from './memory/region.js';

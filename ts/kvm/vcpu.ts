@@ -1,7 +1,7 @@
 import type { Arena, MemoryRange } from '../core/arena.js';
+import { SectionMapReader } from '../memory/section-map.js';
 import type { Exit, VcpuRunner } from './backend.js';
 import { Gate, gateBits, lineWords, vcpuStates } from './gate.js';
-import { SectionMapReader } from './section-map.js';
 
 /** Words of a vCPU's mailbox, from the start of its line; see {@link VcpuLoop}. All but `data` are plain numbers. */
 export const mailboxWords = { region: 16, offsetLow: 17, offsetHigh: 18, size: 19, write: 20, data: 22 } as const;
@@ -106,7 +106,9 @@ export class VcpuLoop {
     ) {
       if (section.since <= entered) this.#count(lineWords.spuriousExits);
       if (!Atomics.load(this.#words, this.#naive)) {
-        this.#access(section, exit.gpa, data, exit.write);
+        // The owner keeps the dirty log, which KVM won't know of this write.
+        const logged = exit.write && section.flags & constants.LOG_DIRTY;
+        if (!logged || !this.#ask(section, exit, data)) this.#access(section, exit.gpa, data, exit.write);
         return;
       }
     } else if (section !== undefined && this.#ask(section, exit, data)) {

@@ -1,3 +1,4 @@
+import { MemorySlotsError } from '../core/errors.js';
 import type { HostMemory } from '../kvm/backend.js';
 import type { Machine } from '../kvm/machine.js';
 import { MemoryRegion } from '../memory/region.js';
@@ -14,7 +15,7 @@ export class Player {
   /** Ranges of address spaces that the machine doesn't have: not played, and counted here. */
   skipped = 0;
   readonly #machine: Machine;
-  readonly #regions = new Map<RecordedRange, MemoryRegion>();
+  #regions: ReadonlyMap<RecordedRange, MemoryRegion> = new Map();
   #next = 0;
 
   /** Allocates the memory that the recording needs. Throws `CAPACITY` if the backend hasn't got that much. */
@@ -40,8 +41,9 @@ export class Player {
    */
   step(): void {
     const { steps } = this.recording;
+    if (steps.length === 0) throw new MemorySlotsError('INVALID', 'the recording has no transactions to play');
     if (this.#next === steps.length) {
-      this.#play({ deletes: [...this.#regions.keys()], adds: steps[0]?.adds ?? [] });
+      this.#play({ deletes: [...this.#regions.keys()], adds: steps[0]?.adds ?? [], relogged: new Map() });
       this.#next = 1;
     } else {
       this.#play(steps[this.#next]!);
@@ -50,15 +52,24 @@ export class Player {
   }
 
   #play(step: RecordedStep): void {
-    const [deletes, adds] = [step.deletes, step.adds].map((ranges) => ranges.filter((range) => this.#has(range)));
-    this.skipped += step.adds.length - adds!.length;
-    const added = new Map<RecordedRange, MemoryRegion>();
+    const adds = step.adds.filter((range) => this.#has(range));
+    this.skipped += step.adds.length - adds.length;
+    const next = new Map(this.#regions);
+    // What only changed its logging is the same region.
+    const stays = new Set(step.relogged.values());
     this.#machine.transaction(() => {
-      for (const range of deletes!) this.#root(range).remove(this.#regions.get(range)!);
-      for (const range of adds!) added.set(range, this.#add(range));
+      for (const range of step.deletes) {
+        const region = next.get(range);
+        if (region !== undefined && !stays.has(range)) this.#root(range).remove(region);
+        next.delete(range);
+      }
+      for (const range of adds) {
+        const region = this.#regions.get(step.relogged.get(range)!);
+        region?.setLogging((range.flags & logDirty) !== 0);
+        next.set(range, region ?? this.#add(range));
+      }
     });
-    for (const range of deletes!) this.#regions.delete(range);
-    for (const [range, region] of added) this.#regions.set(range, region);
+    this.#regions = next;
   }
 
   #has(range: RecordedRange): boolean {

@@ -9,10 +9,10 @@ export type Change = 'create' | 'delete' | 'move' | 'flags' | 'none' | 'failed';
 /** A slot call and its effect on the slots known so far. */
 export interface Effect {
   readonly change: Change;
-  /** The slot of that id before the call. */
-  readonly before: Slot | undefined;
+  /** The slot of that id before the call, as the call that made it. */
+  readonly before: SlotUpdate | undefined;
   /** The slot of that id after the call. */
-  readonly after: Slot | undefined;
+  readonly after: SlotUpdate | undefined;
   /**
    * What the kernel would have refused, though the log says that it succeeded (a delete of an unknown slot, or another
    * size for an existing one): lines are missing. The layout follows the log.
@@ -22,15 +22,20 @@ export interface Effect {
 
 /** The slots of one virtual machine as its calls so far have left them. */
 export class Layout {
-  readonly #slots = new Map<number, Slot>();
+  readonly #slots = new Map<number, SlotUpdate>();
 
   /** The number of slots in use, all address spaces together. */
   get size(): number {
     return this.#slots.size;
   }
 
-  /** The slot of an id. */
-  get(addressSpace: number, slot: number): Slot | undefined {
+  /** The slots in no order, as the calls that made them. */
+  [Symbol.iterator](): Iterator<SlotUpdate> {
+    return this.#slots.values();
+  }
+
+  /** The slot of an id, as the call that made it. */
+  get(addressSpace: number, slot: number): SlotUpdate | undefined {
     return this.#slots.get(addressSpace * 0x10000 + slot);
   }
 

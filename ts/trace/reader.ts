@@ -1,7 +1,11 @@
 import { MemorySlotsError } from '../core/errors.js';
 import type { TraceEvent, TraceFormat } from './event.js';
+import { JsonParser } from './json.js';
+import { slack } from './literal.js';
+import { MtreeParser } from './mtree.js';
 import { type LineParser, MalformedLine, noEvent } from './parser.js';
 import { QemuParser } from './qemu.js';
+import { StraceParser } from './strace.js';
 
 const newline = 10;
 
@@ -29,12 +33,6 @@ export interface ReadOptions {
   readonly lenient?: boolean;
 }
 
-/** A format that the log may turn out to have. */
-interface Candidate {
-  readonly parser: LineParser;
-  foreign: number;
-}
-
 /**
  * Turns bytes into events. The format is that of the first line which one of the known formats understands: until
  * then every line is shown to all of them, so none misses what it must remember.
@@ -43,14 +41,20 @@ interface Candidate {
  */
 export class TraceParser {
   readonly #lenient: boolean;
-  #candidates: Candidate[] = [new QemuParser()].map((parser) => ({ parser, foreign: 0 }));
-  #decided: Candidate | undefined;
+  readonly #candidates: readonly LineParser[] = [
+    new QemuParser(),
+    new StraceParser(),
+    new MtreeParser(),
+    new JsonParser(),
+  ];
+  #parser: LineParser | undefined;
   #buffer = new Uint8Array(1 << 16);
   /** Bytes at the start of the buffer that wait for the rest of their line. */
   #held = 0;
   /** In the middle of a line that is too long. */
   #skipping = false;
   #lines = 0;
+  #foreign = 0;
   #malformed = 0;
   #tooLong = 0;
 
@@ -60,16 +64,16 @@ export class TraceParser {
 
   /** The log's format, `undefined` until a line tells it. */
   get format(): TraceFormat | undefined {
-    return this.#decided?.parser.format;
+    return this.#parser?.format;
   }
 
   get counts(): TraceCounts {
     return {
       lines: this.#lines,
-      foreign: this.#decided?.foreign ?? this.#lines - this.#malformed - this.#tooLong,
+      foreign: this.#foreign,
       malformed: this.#malformed,
       tooLong: this.#tooLong,
-      unreadable: this.#decided?.parser.unreadable ?? 0,
+      unreadable: this.#parser?.unreadable ?? 0,
     };
   }
 
@@ -88,8 +92,8 @@ export class TraceParser {
   #push(chunk: Uint8Array, events: TraceEvent[]): void {
     const held = this.#held;
     const length = held + chunk.length;
-    if (length > this.#buffer.length) {
-      const larger = new Uint8Array(2 ** Math.ceil(Math.log2(length)));
+    if (length + slack > this.#buffer.length) {
+      const larger = new Uint8Array(2 ** Math.ceil(Math.log2(length + slack)));
       larger.set(this.#buffer.subarray(0, held));
       this.#buffer = larger;
     }
@@ -108,18 +112,14 @@ export class TraceParser {
   end(): TraceEvent[] {
     const events: TraceEvent[] = [];
     if (this.#held > 0 || this.#skipping) {
-      const bytes = new Uint8Array(this.#held + 1);
+      const bytes = new Uint8Array(this.#held + 1 + slack);
       bytes.set(this.#buffer.subarray(0, this.#held));
       bytes[this.#held] = newline;
-      this.#parse(bytes, bytes.length, events, '; the log ends in the middle of this line');
+      this.#parse(bytes, this.#held + 1, events, '; the log ends in the middle of this line');
       this.#held = 0;
     }
-    for (const candidate of this.#decided === undefined ? this.#candidates : [this.#decided]) {
-      const event = candidate.parser.close?.();
-      if (event === undefined) continue;
-      this.#decided = candidate;
-      events.push(event);
-    }
+    const last = this.#parser?.close?.();
+    if (last !== undefined) events.push(last);
     return events;
   }
 
@@ -140,14 +140,12 @@ export class TraceParser {
         at = bytes.indexOf(newline, at) + 1;
         continue;
       }
-      const candidate = this.#decided;
       try {
-        const event = candidate === undefined ? this.#detect(bytes, at, line) : candidate.parser.parse(bytes, at, line);
-        const end = (this.#decided ?? this.#candidates[0]!).parser.end;
+        const event = this.#parser === undefined ? this.#detect(bytes, at, line) : this.#parser.parse(bytes, at, line);
+        const { end } = this.#parser ?? this.#candidates[0]!;
         if (end - at > longestLine) this.#tooLong++;
-        else if (event === undefined) {
-          if (candidate !== undefined) candidate.foreign++;
-        } else if (event !== noEvent) events.push(event);
+        else if (event === undefined) this.#foreign++;
+        else if (event !== noEvent) events.push(event);
         at = end + 1;
       } catch (error) {
         if (!(error instanceof MalformedLine)) throw error;
@@ -165,18 +163,14 @@ export class TraceParser {
 
   /** Shows a line to all formats; the first to understand it is the log's. */
   #detect(bytes: Uint8Array, start: number, line: number): ReturnType<LineParser['parse']> {
-    for (const candidate of this.#candidates) {
-      const { parser } = candidate;
+    for (const parser of this.#candidates) {
       try {
         const event = parser.parse(bytes, start, line);
-        if (event === undefined) {
-          if (parser.end - start <= longestLine) candidate.foreign++;
-        } else if (event !== noEvent) {
-          this.#decided = candidate;
-          return event;
-        }
+        if (event === undefined) continue;
+        this.#parser = parser;
+        return event;
       } catch (error) {
-        if (error instanceof MalformedLine) this.#decided = candidate;
+        if (error instanceof MalformedLine) this.#parser = parser;
         throw error;
       }
     }
@@ -250,7 +244,8 @@ async function plain(source: TraceSource): Promise<AsyncIterable<Uint8Array>> {
   while (seen < 2) {
     const { done, value } = await chunks.next();
     if (done) break;
-    first.push(value);
+    // A source may use its buffers again.
+    first.push(value.slice());
     seen += value.length;
   }
   const head = Uint8Array.from(first.flatMap((chunk) => [...chunk.subarray(0, 2)]));

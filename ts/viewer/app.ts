@@ -52,12 +52,14 @@ export class App {
     this.#notice.hidden = true;
     this.#about.textContent = `Reading ${name}…`;
     try {
-      if (trace instanceof Trace) for await (const batch of trace.batches()) this.recording.take(batch);
-      else for await (const event of trace) this.recording.take([event]);
+      if (trace instanceof Trace) {
+        for await (const batch of trace.batches()) this.recording.take(batch);
+      } else for await (const event of trace) this.recording.take([event]);
     } catch (error) {
       if (turn === this.#opened) this.tell(`${name}: ${error instanceof Error ? error.message : String(error)}`);
     }
     if (turn !== this.#opened) return;
+    if (trace instanceof Trace) this.recording.finish(trace);
     this.#describe(name, trace instanceof Trace ? trace.format : undefined);
   }
 

@@ -1,8 +1,4 @@
-/** The core built for memory that isn't shared, as bytes; put in place by bundle.mjs. */
-declare module 'memslots-core' {
-  const bytes: Uint8Array<ArrayBuffer>;
-  export default bytes;
-}
+/** What bundle.mjs puts in the place of these imports. */
 
 /** The core built for shared memory. */
 declare module 'memslots-core-shared' {

@@ -1,5 +1,5 @@
-// Makes dist/page from ts/viewer: viewer.js (for other pages) and viewer.html (the page, all in one file).
-// Run from the top of the project, after the WASM builds.
+// Makes dist/page from dist/viewer: viewer.js (for other pages) and viewer.html (the page, all in one file).
+// Run from the top of the project, after everything else was built.
 import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { resolve } from 'node:path';
@@ -7,7 +7,6 @@ import { build } from 'esbuild';
 
 const output = 'dist/page';
 const assets = {
-  'memslots-core': ['wasm-build/slots.wasm', 'binary'],
   'memslots-core-shared': ['wasm-build/slots-shared.wasm', 'binary'],
   'memslots-style': ['ts/viewer/style.css', 'text'],
 };
@@ -45,10 +44,10 @@ async function bundle(entry, format, workerScript = '') {
 
 const hash = (text) => `'sha256-${createHash('sha256').update(text).digest('base64')}'`;
 
-const worker = await bundle('ts/viewer/simulation-worker.ts', 'iife');
-const library = await bundle('ts/viewer/index.ts', 'esm', worker);
+const worker = await bundle('dist/viewer/simulation-worker.js', 'iife');
+const library = await bundle('dist/viewer/index.js', 'esm', worker);
 // A script inside HTML ends at the first `</script`; in a string of JavaScript the same can be written so.
-const script = (await bundle('ts/viewer/page.ts', 'esm', worker)).replaceAll('</script', '<\\/script');
+const script = (await bundle('dist/viewer/page.js', 'esm', worker)).replaceAll('</script', '<\\/script');
 const style =
   'html,body{margin:0;height:100%;background:#0e1217}#viewer{height:100%}@media(prefers-color-scheme:light){html,body{background:#fff}}';
 const policy = [

@@ -24,11 +24,6 @@ export class Column<Array extends Cells> {
     return this.length++;
   }
 
-  /** Forgets the numbers from index `length` on. */
-  truncate(length: number): void {
-    this.length = Math.min(this.length, length);
-  }
-
   at(index: number): number {
     return this.cells[index]!;
   }

@@ -1,7 +1,7 @@
-import coreBytes from 'memslots-core';
 import { Arena, type MemoryRange } from '../core/arena.js';
 import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
+import { wasm as core } from '../core/slots-wasm.js';
 import type { Timeline } from './timeline.js';
 import { hexadecimal } from './words.js';
 
@@ -48,7 +48,7 @@ export class LookUp {
 
   /** Looks `gpa` up among `rows`, which ascend by address and don't overlap. */
   async find(rows: Uint32Array, gpa: number): Promise<Answer> {
-    this.#module ??= await WebAssembly.compile(coreBytes);
+    this.#module ??= await WebAssembly.compile(Uint8Array.from(atob(core), (character) => character.charCodeAt(0)));
     if (this.#rows !== rows) this.#fill(this.#module, rows);
     const { wasm } = this.#arena!;
     const found = wasm.find(this.#table, gpa);

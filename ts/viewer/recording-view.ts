@@ -1,4 +1,4 @@
-import type { TraceEvent } from '../trace/index.js';
+import type { Analysis, Trace, TraceEvent } from '../trace/index.js';
 import { button, element } from './element.js';
 import { Findings } from './findings.js';
 import { History } from './history.js';
@@ -8,8 +8,8 @@ import { MapView } from './map-view.js';
 import { Strip } from './strip.js';
 import { LayoutTable } from './table.js';
 import { Tabs } from './tabs.js';
-import { noSlot, Timeline } from './timeline.js';
-import { bytes, describeTransaction, duration, hexadecimal } from './words.js';
+import { type Hole, noSlot, Timeline } from './timeline.js';
+import { bytes, describeTransaction, duration, hexadecimal, isHidden } from './words.js';
 
 /** Milliseconds between two transactions while playing. */
 const playInterval = 350;
@@ -39,6 +39,7 @@ export class RecordingView {
   #timeline = new Timeline();
   #history = new History(this.#timeline);
   #lookUp = new LookUp(this.#timeline);
+  #analysis: Analysis | undefined;
   #space = 0;
   #position = -1;
   #moment: Moment | undefined;
@@ -47,9 +48,10 @@ export class RecordingView {
 
   constructor() {
     this.strip = new Strip((transaction) => this.select(transaction));
-    this.#findings = new Findings((transaction, gpa, size) => {
+    this.#findings = new Findings((transaction, hole) => {
       this.select(transaction);
-      this.map.reveal(gpa, size, false);
+      const worst = hole ?? largest(this.#timeline.holesOf(transaction));
+      if (worst !== undefined) this.map.reveal(worst.gpa, worst.size, false);
     });
     this.#table = new LayoutTable((gpa, size) => this.map.reveal(gpa, size));
     this.#play = button('Play', () => this.#togglePlay());
@@ -127,6 +129,7 @@ export class RecordingView {
     this.#timeline = new Timeline();
     this.#history = new History(this.#timeline);
     this.#lookUp = new LookUp(this.#timeline);
+    this.#analysis = undefined;
     this.#moment = undefined;
     this.#position = -1;
     this.#space = 0;
@@ -136,6 +139,11 @@ export class RecordingView {
   /** Takes events; what they change is shown by {@link refresh}. */
   take(events: Iterable<TraceEvent>): void {
     this.#timeline.push(events);
+  }
+
+  /** Makes the findings, once there are no more events; `trace` tells what was read. */
+  finish(trace: Pick<Trace, 'format' | 'counts'>): void {
+    this.#analysis = this.#timeline.finish(trace);
   }
 
   /** As {@link take}, for events that come as they happen: shows them soon, and stays at the newest if it was there. */
@@ -158,7 +166,7 @@ export class RecordingView {
     this.#spaces.hidden = options.length < 2;
     this.#position = -1;
     if (timeline.length > 0) this.select(position);
-    else this.#findings.show(timeline, -1);
+    else this.#findings.show(timeline, this.#analysis, -1);
   }
 
   /** Goes to a transaction, the nearest if there is none of that index; and to the address space that it changed. */
@@ -179,12 +187,12 @@ export class RecordingView {
     this.#moment = moment;
     this.map.show(moment);
     this.#table.show(moment);
-    this.#findings.show(timeline, this.#position);
+    this.#findings.show(timeline, this.#analysis, this.#position);
     const isSnapshot = timeline.spaces[space]!.source === 'snapshots';
     const sentence = describeTransaction(figures, isSnapshot);
     this.#sentence.textContent = sentence;
-    this.#sentence.classList.toggle('bad', figures.holes.length > 0 && figures.window === undefined);
-    this.#sentence.classList.toggle('good', figures.window !== undefined);
+    this.#sentence.classList.toggle('bad', figures.holes.length > 0 && !isHidden(figures));
+    this.#sentence.classList.toggle('good', isHidden(figures));
     const time = figures.time === undefined ? `line ${figures.line}` : duration(figures.time);
     const position = `${(this.#position + 1).toLocaleString('en')} of ${timeline.length.toLocaleString('en')}`;
     const torn = figures.tornDown > 0 ? ` · ${bytes(figures.tornDown)} torn down` : '';
@@ -273,6 +281,10 @@ export class RecordingView {
     this.map.close();
     this.strip.close();
   }
+}
+
+function largest(holes: readonly Hole[]): Hole | undefined {
+  return [...holes].sort((a, b) => b.size - a.size)[0];
 }
 
 function legend(): HTMLElement {

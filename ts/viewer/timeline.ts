@@ -1,7 +1,15 @@
-import type { FlatViewSnapshot, SlotUpdate, Step, TraceEvent } from '../trace/index.js';
-import { Grouper, READONLY } from '../trace/index.js';
+import {
+  type Hole as AnalysedHole,
+  type Analysis,
+  Analyzer,
+  type FlatViewSnapshot,
+  Grouper,
+  READONLY,
+  type SlotUpdate,
+  type Trace,
+  type TraceEvent,
+} from '../trace/index.js';
 import { float64, uint8, uint16, uint32 } from './columns.js';
-import { type Hole, holesOf } from './holes.js';
 
 /** Stands for "not yet" and "none" in columns of indices. */
 export const none = 0xffffffff;
@@ -23,6 +31,18 @@ export interface Space {
   readonly name: string;
   /** Whether it is known from slot calls; otherwise from snapshots of its flat view, which tell no slot ids. */
   readonly source: 'slots' | 'snapshots';
+}
+
+/** Addresses that a transaction unmapped and mapped again: what a vCPU that ran meanwhile found missing. Bytes. */
+export interface Hole {
+  readonly gpa: number;
+  readonly size: number;
+  /** From the delete to the create, in microseconds; NaN if the log has no times. */
+  readonly microseconds: number;
+  /** The same host memory with the same flags came back. */
+  readonly reshape: boolean;
+  /** All vCPUs were held meanwhile, as the log shows. */
+  readonly inhibited: boolean;
 }
 
 /** The numbers of one transaction. */
@@ -86,17 +106,20 @@ export class Timeline {
     size: float64(),
     microseconds: float64(),
     reshape: uint8(),
+    inhibited: uint8(),
   };
   /** Counts up with every change, so that what was derived from the columns can be made again. */
   version = 0;
   readonly #grouper = new Grouper();
+  readonly #analyzer = new Analyzer({
+    observer: { slot: () => {}, transaction: () => {}, hole: (hole) => this.#hole(hole) },
+  });
   readonly #spaceOf = new Map<string, number>();
   readonly #nameOf = new Map<string, number>([['', 0]]);
   /** The range that a slot id, or a snapshot's range by its text, stands for now. One map a space. */
   readonly #alive: Map<number | string, number>[] = [];
-  readonly #slotsOf = new Map<string, number>();
-  /** Steps of the last transaction, until it is sure that no more follow. */
-  #steps: Step[] = [];
+  /** Number of the transaction as the grouper counts, which knows no snapshots. */
+  #group = -1;
   #windowBegin: number | undefined;
   #start: number | undefined;
   /** Spaces that the snapshot being read has shown; undefined outside one. */
@@ -117,9 +140,17 @@ export class Timeline {
 
   /** Takes the next events. */
   push(events: Iterable<TraceEvent>): void {
-    for (const event of events) this.#take(event);
-    this.#settle();
+    for (const event of events) {
+      this.#take(event);
+      // Tells of the holes that the event closed.
+      this.#analyzer.push(event);
+    }
     this.version++;
+  }
+
+  /** Everything worth knowing, once there are no more events; `trace` tells what was read. */
+  finish(trace: Pick<Trace, 'format' | 'counts'>): Analysis {
+    return this.#analyzer.finish(trace);
   }
 
   /** The figures of transaction `index`. */
@@ -159,19 +190,23 @@ export class Timeline {
     return index < operations.length ? operations.at(index) : this.operations.change.length;
   }
 
+  /** The holes of transaction `index`. */
   holesOf(index: number): Hole[] {
-    const { gpa, size, microseconds, reshape } = this.holes;
     const first = this.transactions.holes;
-    const end = index + 1 < first.length ? first.at(index + 1) : gpa.length;
-    return Array.from({ length: end - first.at(index) }, (_, offset) => {
-      const row = first.at(index) + offset;
-      return {
-        gpa: gpa.at(row),
-        size: size.at(row),
-        microseconds: microseconds.at(row),
-        reshape: reshape.at(row) === 1,
-      };
-    });
+    const end = index + 1 < first.length ? first.at(index + 1) : this.holes.gpa.length;
+    return Array.from({ length: end - first.at(index) }, (_, offset) => this.hole(first.at(index) + offset));
+  }
+
+  /** The hole of a row of {@link holes}. */
+  hole(row: number): Hole {
+    const { gpa, size, microseconds, reshape, inhibited } = this.holes;
+    return {
+      gpa: gpa.at(row),
+      size: size.at(row),
+      microseconds: microseconds.at(row),
+      reshape: reshape.at(row) === 1,
+      inhibited: inhibited.at(row) === 1,
+    };
   }
 
   #take(event: TraceEvent): void {
@@ -189,23 +224,17 @@ export class Timeline {
   #takeSlot(event: SlotUpdate): void {
     const step = this.#grouper.push(event)!;
     const space = this.#space(event.vm, slotSpaceName(event.addressSpace), 'slots');
-    if (this.#steps.at(-1)?.transaction !== step.transaction) {
-      this.#settle();
-      this.#steps = [];
+    if (this.#group !== step.transaction) {
+      this.#group = step.transaction;
       this.#begin(space, event.time, event.line);
     }
-    this.#steps.push(step);
     const transaction = this.length - 1;
     if (step.change !== 'failed') this.transactions.space.set(transaction, space);
     const alive = this.#alive[space]!;
     const before = alive.get(event.slot) ?? none;
     let after = before;
-    let slots = this.#slotsOf.get(event.vm) ?? 0;
     if (step.change !== 'none' && step.change !== 'failed') {
-      if (before !== none) {
-        this.ranges.died.set(before, transaction);
-        slots--;
-      }
+      if (before !== none) this.ranges.died.set(before, transaction);
       if (step.change === 'delete') {
         alive.delete(event.slot);
         after = none;
@@ -220,11 +249,9 @@ export class Timeline {
           name: 0,
         });
         alive.set(event.slot, after);
-        slots++;
       }
     }
-    this.#slotsOf.set(event.vm, slots);
-    this.transactions.slots.set(transaction, slots);
+    this.transactions.slots.set(transaction, step.slots);
     if ((step.change === 'delete' || step.change === 'move') && step.before !== undefined) {
       const { tornDown } = this.transactions;
       tornDown.set(transaction, tornDown.at(transaction) + step.before.size);
@@ -316,18 +343,13 @@ export class Timeline {
     this.transactions.window.push(Number.NaN);
   }
 
-  /** Brings the holes of the last transaction up to date with what is known of it. */
-  #settle(): void {
-    if (this.#steps.length === 0) return;
-    const transaction = this.length - 1;
-    for (const column of Object.values(this.holes)) column.truncate(this.transactions.holes.at(transaction));
-    for (const hole of holesOf(this.#steps)) {
-      this.holes.transaction.push(transaction);
-      this.holes.gpa.push(hole.gpa);
-      this.holes.size.push(hole.size);
-      this.holes.microseconds.push(hole.microseconds);
-      this.holes.reshape.push(hole.reshape ? 1 : 0);
-    }
+  #hole({ gpa, size, micros, reshape, inhibited }: AnalysedHole): void {
+    this.holes.transaction.push(this.length - 1);
+    this.holes.gpa.push(gpa);
+    this.holes.size.push(size);
+    this.holes.microseconds.push(micros ?? Number.NaN);
+    this.holes.reshape.push(reshape ? 1 : 0);
+    this.holes.inhibited.push(inhibited ? 1 : 0);
   }
 
   #range(space: number, values: RangeValues, transaction = this.length - 1): number {

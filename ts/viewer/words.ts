@@ -1,8 +1,7 @@
 import { formatSize, hex } from '../core/checks.js';
 import { GUEST_MEMFD, LOG_DIRTY_PAGES, READONLY } from '../trace/index.js';
-import type { Hole } from './holes.js';
 import { type Lane, type Moment, marks } from './lanes.js';
-import { kinds, none, noSlot, type TransactionFigures, unnumbered } from './timeline.js';
+import { type Hole, kinds, none, noSlot, type TransactionFigures, unnumbered } from './timeline.js';
 
 export { formatSize as bytes, hex as hexadecimal };
 
@@ -58,13 +57,11 @@ export function describeItem(moment: Moment, lane: Lane, index: number): [term: 
   const row = lane.rows[index]!;
   if (row === none) {
     const size = lane.ends[index]! - lane.starts[index]!;
+    const hidden = isHidden(moment.history.timeline.figures(moment.transaction));
     return [
       ['Hole', `${hex(lane.starts[index]!)} – ${hex(lane.ends[index]! - 1)}`],
       ['Size', formatSize(size)],
-      [
-        'A vCPU here',
-        moment.history.timeline.figures(moment.transaction).window === undefined ? 'reads garbage' : 'was held',
-      ],
+      ['A vCPU here', hidden ? 'was held' : 'reads garbage, or dies'],
     ];
   }
   const pairs = describeRow(moment, row);
@@ -78,6 +75,11 @@ export function describeItem(moment: Moment, lane: Lane, index: number): [term: 
     ];
   }
   return pairs;
+}
+
+/** Whether there were holes, none of which any vCPU could see. */
+export function isHidden({ holes }: TransactionFigures): boolean {
+  return holes.length > 0 && holes.every(({ inhibited }) => inhibited);
 }
 
 /** One transaction in plain words. */
@@ -100,18 +102,18 @@ export function describeTransaction(figures: TransactionFigures, isSnapshot: boo
   const time = Number.isNaN(longest) ? 'for a while' : `for ${duration(longest)}`;
   const place = holes.length === 1 ? `at ${hex(holes[0]!.gpa)}` : `in ${holes.length} places`;
   const hole = `In between, ${formatSize(size)} ${place} had no memory ${time}`;
-  if (window !== undefined) {
-    const held = window === 0 ? '' : ` for ${duration(window)}`;
+  if (isHidden(figures)) {
+    const held = window ? ` for ${duration(window)}` : '';
     return `${done}. ${hole}, but all vCPUs were held${held}: none could see it.`;
   }
   return `${done}. ${hole}: a vCPU touching it then reads garbage or dies.`;
 }
 
 /** One hole as a finding. */
-export function describeHole(hole: Hole, time: number | undefined, held: boolean): string {
+export function describeHole(hole: Hole, time: number | undefined): string {
   const when = time === undefined ? '' : `At ${duration(time)}: `;
   const length = Number.isNaN(hole.microseconds) ? '' : ` for ${duration(hole.microseconds)}`;
   const why = hole.reshape ? ', only to be mapped to the same memory again' : '';
-  const end = held ? '; vCPUs were held meanwhile' : '';
+  const end = hole.inhibited ? '; vCPUs were held meanwhile' : '';
   return `${when}${formatSize(hole.size)} at ${hex(hole.gpa)} unmapped${length}${why}${end}`;
 }
