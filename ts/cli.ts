@@ -8,6 +8,7 @@ const commands: Record<string, () => Promise<{ command: Command }>> = {
   demo: () => import('./cli/demo.js'),
   flatten: () => import('./cli/flatten.js'),
   replay: () => import('./cli/replay.js'),
+  view: () => import('./cli/view.js'),
   watch: () => import('./cli/watch.js'),
 };
 

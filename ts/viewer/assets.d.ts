@@ -1,0 +1,19 @@
+/** What bundle.mjs puts in the place of these imports. */
+
+/** The core built for shared memory. */
+declare module 'memslots-core-shared' {
+  const bytes: Uint8Array<ArrayBuffer>;
+  export default bytes;
+}
+
+/** The style sheet, as text. */
+declare module 'memslots-style' {
+  const text: string;
+  export default text;
+}
+
+/** The script of all workers of the simulation, as text of a classic script. */
+declare module 'memslots-worker' {
+  const text: string;
+  export default text;
+}
