@@ -295,7 +295,7 @@ describe('dirty_log', () => {
   /** Pages that the log names, which the call clears. */
   function harvest(slots: SlotsByHand, slot: Slot): number[] {
     const bitmap = new Uint8Array(pages / 8);
-    expect(slots.backend.getDirtyLog(0, slot.id, bitmap)).toBe(0);
+    expect(slots.backend.getDirtyLog(0, slot.id, pages, bitmap)).toBe(0);
     return Array.from({ length: pages }, (_, index) => index).filter(
       (index) => bitmap[index >>> 3]! & (1 << (index % 8)),
     );
