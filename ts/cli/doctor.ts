@@ -54,7 +54,7 @@ async function run(options: Values): Promise<number> {
     ]);
     const verdict = usable
       ? 'Real KVM can be used here: that is what memslots and Machine.create() choose.'
-      : 'Real KVM can’t be used here: memslots and Machine.create() choose the simulated one.';
+      : "Real KVM can't be used here: memslots and Machine.create() choose the simulated one.";
     process.stdout.write(`${lines.join('\n')}\n\n${verdict}\n`);
   }
   return usable ? 0 : 1;
@@ -178,7 +178,7 @@ function capabilityChecks(capabilities: Capabilities): Check[] {
       capabilities.readonlyMemory,
       'yes',
       'no',
-      'ROM can’t be mapped: creating a read-only slot fails with EINVAL',
+      "ROM can't be mapped: creating a read-only slot fails with EINVAL",
     ),
     needs(
       'dirty log',
