@@ -43,7 +43,7 @@ describe('memslots analyze', () => {
         transactions: expected.transactions,
         failures: 0,
         maxSlots: expected.maxSlots,
-        engine: null,
+        engine: { policy: 'stable', ioctls: 28, windows: 4 },
       });
       const byPlace = (a: { transaction: number; gpa: number }, b: typeof a) =>
         a.transaction - b.transaction || a.gpa - b.gpa;
