@@ -3,11 +3,11 @@
 CC ?= cc
 EMCC ?= wasm-build/tool.sh emscripten emcc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
-CORE = csrc/slots.c csrc/map.c csrc/plan.c csrc/layout.c
+CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
 EMFLAGS = $(CFLAGS) --no-entry -sSTANDALONE_WASM -sWASM_BIGINT -sTOTAL_STACK=65536 -sINITIAL_MEMORY=2097152 \
-	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals
+	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals -msimd128
 EMLINK = -Wl,--import-memory,--export=__stack_pointer,--export=__heap_base
 
 # The native library has its platform in its name, by which ts/core/native.ts looks for it. It is for Linux only.

@@ -2,9 +2,9 @@
 import { Arena } from '../../ts/core/arena.js';
 import { lineWords } from '../../ts/kvm/gate.js';
 import { Inhibitor } from '../../ts/kvm/inhibitor.js';
-import { SectionMap } from '../../ts/kvm/section-map.js';
 import { SimulatedBackend } from '../../ts/kvm/simulated.js';
 import type { VcpuWorkerData } from '../../ts/kvm/vcpu-worker.js';
+import { SectionMap } from '../../ts/memory/section-map.js';
 
 const updates = 300;
 const mebibyte = 2 ** 20;

@@ -54,7 +54,7 @@ async function run(options: Values): Promise<number> {
     ]);
     const verdict = usable
       ? 'Real KVM can be used here: that is what memslots and Machine.create() choose.'
-      : 'Real KVM can’t be used here: memslots and Machine.create() choose the simulated one.';
+      : "Real KVM can't be used here: memslots and Machine.create() choose the simulated one.";
     process.stdout.write(`${lines.join('\n')}\n\n${verdict}\n`);
   }
   return usable ? 0 : 1;
@@ -178,7 +178,7 @@ function capabilityChecks(capabilities: Capabilities): Check[] {
       capabilities.readonlyMemory,
       'yes',
       'no',
-      'ROM can’t be mapped: creating a read-only slot fails with EINVAL',
+      "ROM can't be mapped: creating a read-only slot fails with EINVAL",
     ),
     needs(
       'dirty log',
@@ -208,7 +208,8 @@ function capabilityChecks(capabilities: Capabilities): Check[] {
 /** What to do where /dev/kvm can't be opened. */
 export function deviceAdvice(code: string | undefined, { platform, processors }: HostFacts): string {
   if (platform !== 'linux') return 'KVM is a part of Linux: use the simulated one here';
-  if (code === 'EACCES') return 'sudo usermod -aG kvm "$USER", then log in again; in a container, pass the group as well';
+  if (code === 'EACCES')
+    return 'sudo usermod -aG kvm "$USER", then log in again; in a container, pass the group as well';
   if (code === 'EPERM') return 'let the sandbox or container use it: docker run --device /dev/kvm';
   if (code !== 'ENOENT') return 'see what the system says about it';
   if (/^flags\s*:.*\bvmx\b/m.test(processors)) return 'sudo modprobe kvm_intel; in a container, --device /dev/kvm';

@@ -66,13 +66,18 @@ export function loadNativeLibrary(): NativeLibrary {
 
 const types: Record<ParameterKind, string> = { offset: 'uintptr_t', count: 'uint32_t', gpa: 'double' };
 
+/** The address at which native code sees the arena: the same in every thread of the process. */
+export function addressOf(arena: Arena): number {
+  return Number(loadNativeLibrary().koffi.address(arena.octets));
+}
+
 /**
  * The native build of the core over the same arena. koffi wraps integers silently, so a wrong offset would be a wild
  * pointer: they are checked here, which costs less than the call itself.
  */
 export function nativeCore(arena: Arena): Core {
   const library = loadNativeLibrary();
-  const base = arena.nativeBase(library);
+  const base = addressOf(arena);
   const end = arena.bytes;
   const functions = Object.entries(signatures).map(([name, kinds]) => {
     const list = kinds as readonly ParameterKind[];
