@@ -58,21 +58,27 @@ export class VcpuLoop {
 
   /** Runs until the vCPU is closed or can't go on. Returns then; throws what KVM_RUN throws. */
   run(): void {
-    let goesOn = true;
-    while (goesOn && this.#gate.enter()) {
-      const entered = this.#reader.commit;
-      let exit: Exit | undefined;
-      try {
-        this.#runner.clearKick();
-        if (this.#gate.mayRun()) exit = this.#runner.run();
-      } finally {
-        this.#gate.leave();
-      }
-      if (exit === undefined || exit.reason === 'interrupted') continue;
-      this.#count(lineWords.exits);
-      goesOn = this.#handle(exit, entered);
-    }
+    while (this.turn());
     Atomics.store(this.#words, this.#base + lineWords.state, vcpuStates.ended);
+  }
+
+  /**
+   * One stay in KVM_RUN, once the gate lets the vCPU in, and all that its exit calls for. False once the vCPU is closed
+   * or its guest can't go on. Throws what KVM_RUN throws.
+   */
+  turn(): boolean {
+    if (!this.#gate.enter()) return false;
+    const entered = this.#reader.commit;
+    let exit: Exit | undefined;
+    try {
+      this.#runner.clearKick();
+      if (this.#gate.mayRun()) exit = this.#runner.run();
+    } finally {
+      this.#gate.leave();
+    }
+    if (exit === undefined || exit.reason === 'interrupted') return true;
+    this.#count(lineWords.exits);
+    return this.#handle(exit, entered);
   }
 
   #count(word: number): void {

@@ -2,6 +2,7 @@ import styleText from 'memslots-style';
 import { Trace, type TraceEvent } from '../trace/index.js';
 import { element } from './element.js';
 import { RecordingView } from './recording-view.js';
+import { SimulationView } from './simulation-view.js';
 import { Tabs } from './tabs.js';
 import { counted } from './words.js';
 
@@ -11,6 +12,7 @@ export type TraceInput = AsyncIterable<TraceEvent> | Iterable<TraceEvent>;
 /** The viewer in an element: a recording and the simulation, each on a tab. */
 export class App {
   readonly recording = new RecordingView();
+  readonly simulation = new SimulationView();
   /** Where a page may put buttons of its own. */
   readonly actions = element('div', { class: 'actions' });
   /** Shown while there is nothing to see. */
@@ -21,7 +23,10 @@ export class App {
   readonly #about = element('p', { class: 'about' });
   readonly #notice = element('p', { class: 'notice', attributes: { role: 'alert', hidden: '' } });
   readonly #scheme = matchMedia('(prefers-color-scheme: light)');
-  readonly #recolour = () => this.recording.recolour();
+  readonly #recolour = () => {
+    this.recording.recolour();
+    this.simulation.map.recolour();
+  };
   /** Counts what was opened, so that what was opened before gives up. */
   #opened = 0;
 
@@ -32,13 +37,21 @@ export class App {
     style.replaceSync(styleText);
     shadow.adoptedStyleSheets = [style];
     const recordingPanel = element('div', { children: [this.empty, this.recording.element] });
-    this.tabs = new Tabs('Views', 'view', [{ name: 'Recording', panel: recordingPanel }]);
+    this.tabs = new Tabs('Views', 'view', [
+      { name: 'Recording', panel: recordingPanel },
+      {
+        name: 'Try it',
+        panel: this.simulation.element,
+        onShow: () => this.simulation.start(),
+        onHide: () => this.simulation.stop(),
+      },
+    ]);
     const header = element('header', {
       children: [element('h1', { text: 'Memory slots' }), this.tabs.element, this.#about, this.actions],
     });
     this.root = element('div', {
       class: 'app',
-      children: [header, element('main', { children: [recordingPanel, this.#notice] })],
+      children: [header, element('main', { children: [recordingPanel, this.simulation.element, this.#notice] })],
     });
     this.#show(false);
     shadow.append(this.root);
@@ -113,6 +126,7 @@ export class App {
     this.#opened++;
     this.#scheme.removeEventListener('change', this.#recolour);
     this.recording.close();
+    this.simulation.close();
     this.root.remove();
   }
 }

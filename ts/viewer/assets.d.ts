@@ -12,8 +12,14 @@ declare module 'memslots-style' {
   export default text;
 }
 
-/** The script of all workers of the simulation, as text of a classic script. */
-declare module 'memslots-worker' {
+/** The script of the simulation's worker, as text of a classic script. */
+declare module 'memslots-simulation-worker' {
+  const text: string;
+  export default text;
+}
+
+/** The script of a vCPU's worker, as text of a classic script. */
+declare module 'memslots-vcpu-worker' {
   const text: string;
   export default text;
 }

@@ -6,27 +6,21 @@ import { resolve } from 'node:path';
 import { build } from 'esbuild';
 
 const output = 'dist/page';
+/** What the imports that ts/viewer/assets.d.ts declares stand for. */
 const assets = {
-  'memslots-core-shared': ['wasm-build/slots-shared.wasm', 'binary'],
-  'memslots-style': ['ts/viewer/style.css', 'text'],
+  'memslots-core-shared': { contents: readFileSync('wasm-build/slots-shared.wasm'), loader: 'binary' },
+  'memslots-style': { contents: readFileSync('ts/viewer/style.css'), loader: 'text' },
 };
 
-/** Puts files, and the text of the workers' script, in the place of the imports that assets.d.ts declares. */
-function assetPlugin(workerScript) {
-  return {
-    name: 'assets',
-    setup(builder) {
-      builder.onResolve({ filter: /^memslots-/ }, ({ path }) => ({ path, namespace: 'asset' }));
-      builder.onLoad({ filter: /.*/, namespace: 'asset' }, ({ path }) => {
-        if (path === 'memslots-worker') return { contents: workerScript, loader: 'text' };
-        const [file, loader] = assets[path];
-        return { contents: readFileSync(file), loader };
-      });
-    },
-  };
-}
+const assetPlugin = {
+  name: 'assets',
+  setup(builder) {
+    builder.onResolve({ filter: /^memslots-/ }, ({ path }) => ({ path, namespace: 'asset' }));
+    builder.onLoad({ filter: /.*/, namespace: 'asset' }, ({ path }) => assets[path]);
+  },
+};
 
-async function bundle(entry, format, workerScript = '') {
+async function bundle(entry, format) {
   const result = await build({
     entryPoints: [entry],
     bundle: true,
@@ -37,17 +31,21 @@ async function bundle(entry, format, workerScript = '') {
     platform: 'browser',
     charset: 'utf8',
     legalComments: 'none',
-    plugins: [assetPlugin(workerScript)],
+    plugins: [assetPlugin],
   });
   return result.outputFiles[0].text;
 }
 
 const hash = (text) => `'sha256-${createHash('sha256').update(text).digest('base64')}'`;
 
-const worker = await bundle('dist/viewer/simulation-worker.js', 'iife');
-const library = await bundle('dist/viewer/index.js', 'esm', worker);
+assets['memslots-vcpu-worker'] = { contents: await bundle('dist/kvm/simulated-web-worker.js', 'iife'), loader: 'text' };
+assets['memslots-simulation-worker'] = {
+  contents: await bundle('dist/viewer/simulation-worker.js', 'iife'),
+  loader: 'text',
+};
+const library = await bundle('dist/viewer/index.js', 'esm');
 // A script inside HTML ends at the first `</script`; in a string of JavaScript the same can be written so.
-const script = (await bundle('dist/viewer/page.js', 'esm', worker)).replaceAll('</script', '<\\/script');
+const script = (await bundle('dist/viewer/page.js', 'esm')).replaceAll('</script', '<\\/script');
 const style =
   'html,body{margin:0;height:100%;background:#0e1217}#viewer{height:100%}@media(prefers-color-scheme:light){html,body{background:#fff}}';
 const policy = [

@@ -60,7 +60,7 @@ export class Findings {
     const kind = { error: '✖ ', warning: '▲ ', note: '' }[severity];
     const place = transaction === undefined ? 'the whole recording' : `transaction ${transaction + 1}`;
     const parts = [element('span', { text: kind + text }), element('small', { text: `${severity} · ${place}` })];
-    if (transaction === undefined) return element('li', { class: severity, children: parts });
+    if (transaction === undefined) return element('li', { class: `${severity} whole`, children: parts });
     const button = element('button', {
       attributes: { type: 'button' },
       children: parts,

@@ -32,11 +32,15 @@ app.empty.append(
   element('p', {
     text: 'QEMU’s kvm_set_user_memory trace, strace of its ioctls, the output of info mtree -f, or this program’s own log; plain or gzip. Nothing leaves your computer.',
   }),
-  button('Open a file…', () => picker.click()),
+  element('div', {
+    class: 'buttons',
+    children: [button('Open a file…', () => picker.click()), button('Try it without one', () => app.tabs.show(1))],
+  }),
 );
 
 async function openFile(name: string, bytes: Blob): Promise<void> {
   opened = { name, bytes };
+  app.simulation.log = bytes;
   exportButton.disabled = false;
   await app.open(readTrace(bytes.stream()), name);
   app.markReady();

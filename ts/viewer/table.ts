@@ -19,7 +19,7 @@ export class LayoutTable {
   /** `select` is told the range of a row that the user picks. */
   constructor(select: (gpa: number, size: number) => void) {
     this.#select = select;
-    const heads = ['GPA', 'Size', 'Slot', 'Backed by', 'Flags', 'Since', 'Now'].map((text) =>
+    const heads = ['GPA', 'Size', 'Slot', 'Now', 'Backed by', 'Flags', 'Since'].map((text) =>
       element('th', { text, attributes: { scope: 'col' } }),
     );
     const table = element('table', {
@@ -83,10 +83,10 @@ export class LayoutTable {
     const texts = [
       bytes(size),
       id === unnumbered ? 'yes' : id === noSlot ? '–' : `${id}`,
+      mark,
       backing,
       flagNames(ranges.flags.at(row)) || '–',
       `commit ${ranges.born.at(row) + 1}`,
-      mark,
     ];
     const cells = texts.map((text) => element('td', { text }));
     return element('tr', {
