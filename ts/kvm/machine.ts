@@ -139,10 +139,13 @@ export class Machine implements AsyncDisposable {
 
   /**
    * What {@link transaction} of the same `edit` would do to the slots. Nothing is done: the tree is as it was. Throws
-   * what planning throws.
+   * what planning throws, and `STATE` inside a transaction.
    */
   plan(edit: () => void): Plan {
     this.#assertOpen();
+    if (this.map.inTransaction) {
+      throw new MemorySlotsError('STATE', "a plan can't be made inside a transaction, which would go on with the edit");
+    }
     this.#listener.rehearsing = true;
     try {
       this.map.transaction(edit);
