@@ -39,3 +39,4 @@ export {
   type RegionKind,
   type RegionOptions,
 } from './memory/region.js';
+export { type SharedMachine, shareMachine } from './replay/live.js';

@@ -52,7 +52,7 @@ export interface Slot {
   readonly offset: number;
 }
 
-/** Each commit that changed slots is published here as a {@link CommitRecord}. */
+/** Each commit that changed slots is published here as a {@link CommitRecord}, its calls read, with its `machine`. */
 const commits = channel('kvm-memslots:commit');
 
 /** How long leaving the process waits for vCPUs to end, in milliseconds. */
@@ -108,7 +108,7 @@ export class Machine implements AsyncDisposable {
       this.#listener = new SlotsListener(...parts, {
         onCommit: (record) => {
           options.onCommit?.(record);
-          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls() });
+          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls(), machine: this });
         },
       });
       this.map = new MemoryMap();
