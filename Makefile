@@ -9,7 +9,7 @@ CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
 EMFLAGS = $(CFLAGS) --no-entry -sSTANDALONE_WASM -sWASM_BIGINT -sTOTAL_STACK=65536 -sINITIAL_MEMORY=2097152 \
-	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals
+	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals -msimd128
 EMLINK = -Wl,--import-memory,--export=__stack_pointer,--export=__heap_base
 
 # The native library has its platform in its name, by which ts/core/native.ts looks for it. It is for Linux only.
@@ -29,7 +29,7 @@ LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
-build: node_modules/.installed $(NATIVE) wasm-build/slots.wasm wasm-build/slots-shared.wasm dist/.built ## both C builds, the TypeScript
+build: node_modules/.installed $(NATIVE) wasm-build/slots.wasm wasm-build/slots-shared.wasm dist/.built dist/page/viewer.html ## both C builds, the TypeScript, the page
 
 # The stamp is a copy of the lock file: a checkout that only touches it installs nothing.
 node_modules/.installed: package.json package-lock.json
@@ -54,6 +54,9 @@ dist/.built: node_modules/.installed tsconfig.json wasm-build/inline.mjs wasm-bu
 	npx --no-install tsc -p tsconfig.json
 	node wasm-build/inline.mjs dist/core/slots-wasm.js
 	@chmod +x dist/cli.js && touch $@
+
+dist/page/viewer.html: dist/.built wasm-build/slots.wasm wasm-build/slots-shared.wasm $(shell find ts/viewer -type f)
+	node ts/viewer/bundle.mjs
 
 pack-files: build $(PREBUILT) ## everything that a package holds, which npm pack runs
 

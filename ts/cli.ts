@@ -10,6 +10,7 @@ const commands: Record<string, () => Promise<{ command: Command }>> = {
   doctor: () => import('./cli/doctor.js'),
   flatten: () => import('./cli/flatten.js'),
   replay: () => import('./cli/replay.js'),
+  view: () => import('./cli/view.js'),
   watch: () => import('./cli/watch.js'),
 };
 

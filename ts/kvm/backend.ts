@@ -40,8 +40,8 @@ export abstract class HostMemory implements GuestMemory {
   abstract bytes(offset: number, length: number): Uint8Array;
 
   /**
-   * Copies `data` into the memory at `offset` bytes and marks its pages dirty where they are logged, as a guest's own
-   * write would. Writes through {@link bytes} are not marked: see Machine.markDirty. Owner thread only.
+   * Copies `data` into the memory at `offset` bytes and marks its pages dirty, as a guest's own write through a logged
+   * region would. Writes through {@link bytes} are not marked: see Machine.markDirty. Owner thread only.
    */
   write(offset: number, data: Uint8Array): void {
     this.bytes(offset, data.length).set(data);

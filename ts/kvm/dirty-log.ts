@@ -41,15 +41,21 @@ class SparseBitmap {
   }
 }
 
+/** One memory and the marks of its pages. */
+interface Marked {
+  readonly memory: HostMemory;
+  readonly pages: SparseBitmap;
+}
+
 /**
- * Which pages of which memory were written: what KVM's dirty bitmaps said when they were last read, and what the VMM
- * wrote itself. It is kept by memory, not by slot, so it outlives slots: bits of a slot that goes away are read inside
- * the window and are here when somebody asks. Owner thread only.
+ * Which pages of which memory were written: what KVM's dirty log said when it was last read, and what the VMM wrote
+ * itself. It is kept by memory, not by slot, so it outlives slots: bits of a slot that goes away are read inside the
+ * window and are here when somebody asks. Owner thread only.
  */
 export class DirtyLog {
   readonly #backend: Backend;
   readonly #pageSize: number;
-  readonly #memories: { readonly memory: HostMemory; readonly pages: SparseBitmap }[] = [];
+  readonly #memories: Marked[] = [];
 
   constructor(backend: Backend) {
     this.#backend = backend;
@@ -63,32 +69,36 @@ export class DirtyLog {
   }
 
   /**
-   * Moves the bits of a logged slot from KVM to here. Exact only while no vCPU runs, as for a slot about to go. Throws
-   * `IOCTL`.
+   * Moves the bits of logged slots from KVM to here. Exact only while no vCPU runs, as for slots about to go. Throws
+   * `IOCTL`; what was read before that is kept.
    */
-  harvest(slot: MemoryRange): void {
-    const pages = slot.size / this.#pageSize;
-    const bitmap = new Uint8Array(Math.ceil(pages / 64) * 8);
-    const result = this.#backend.getDirtyLog(slot.addressSpace, slot.id, pages, bitmap);
-    if (result < 0) {
-      const what = `reading the dirty log of slot ${slot.id} ${formatRange(slot.gpa, slot.size)}`;
-      throw new MemorySlotsError('IOCTL', `${what} failed with ${errnoName(result)}; no slot was changed`);
-    }
-    const memory = this.memoryAt(slot.host);
-    if (memory === undefined) return;
-    const found = this.#of(memory);
-    const first = (slot.host - memory.hostAddress) / this.#pageSize;
-    for (const [index, bits] of bitmap.entries()) {
-      for (let rest = bits; rest !== 0; rest &= rest - 1) {
-        found.pages.set(first + index * 8 + (31 - Math.clz32(rest & -rest)));
+  harvest(slots: Iterable<MemoryRange>): void {
+    for (const slot of slots) {
+      const pages = slot.size / this.#pageSize;
+      const bitmap = new Uint8Array(Math.ceil(pages / 64) * 8);
+      const result = this.#backend.getDirtyLog(slot.addressSpace, slot.id, pages, bitmap);
+      if (result < 0) {
+        const what = `reading the dirty log of slot ${slot.id} ${formatRange(slot.gpa, slot.size)}`;
+        throw new MemorySlotsError('IOCTL', `${what} failed with ${errnoName(result)}; no slot was changed`);
       }
+      for (const [index, bits] of bitmap.entries()) {
+        for (let rest = bits; rest !== 0; rest &= rest - 1) {
+          this.#markHost(slot.host + (index * 8 + 31 - Math.clz32(rest & -rest)) * this.#pageSize);
+        }
+      }
+    }
+  }
+
+  /** Marks every page of logged slots that came and went while guests ran: nobody knows what they wrote through them. */
+  markWhole(slots: Iterable<MemoryRange>): void {
+    for (const { host, size } of slots) {
+      for (let offset = 0; offset < size; offset += this.#pageSize) this.#markHost(host + offset);
     }
   }
 
   /** The memory that holds host address `host`. */
   memoryAt(host: number): HostMemory | undefined {
-    return this.#memories.find(({ memory }) => host >= memory.hostAddress && host < memory.hostAddress + memory.size)
-      ?.memory;
+    return this.#at(host)?.memory;
   }
 
   /** Marks the pages that `length` bytes at `offset` of `memory` touch. */
@@ -104,7 +114,17 @@ export class DirtyLog {
     return pages.map((page) => page * this.#pageSize);
   }
 
-  #of(memory: HostMemory) {
+  /** By host address and page by page: one slot may map memories that happen to lie next to each other. */
+  #markHost(host: number): void {
+    const found = this.#at(host);
+    found?.pages.set((host - found.memory.hostAddress) / this.#pageSize);
+  }
+
+  #at(host: number): Marked | undefined {
+    return this.#memories.find(({ memory }) => host >= memory.hostAddress && host < memory.hostAddress + memory.size);
+  }
+
+  #of(memory: HostMemory): Marked {
     const found = this.#memories.find((entry) => entry.memory === memory);
     if (found === undefined) throw new MemorySlotsError('INVALID', "this memory isn't one of this machine's");
     return found;

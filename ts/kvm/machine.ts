@@ -4,7 +4,7 @@ import { mustBeAligned } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { chooseCore, createArena } from '../core/node.js';
 import { AddressSpace, MemoryMap } from '../memory/address-space.js';
-import { isBacked, isWritable } from '../memory/flat-view.js';
+import { type FlatRange, isBacked, isWritable, rangeEnd } from '../memory/flat-view.js';
 import { MemoryRegion } from '../memory/region.js';
 import { SectionMap } from '../memory/section-map.js';
 import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
@@ -86,6 +86,7 @@ export class Machine implements AsyncDisposable {
   readonly #sections: SectionMap;
   readonly #dirtyLog: DirtyLog;
   readonly #vcpus = new Map<number, Vcpu>();
+  readonly #indexes = new Set<number>();
   readonly #freeLines: number[] = [];
   readonly #exitHook = () => this.#leaveProcess();
   #closed = false;
@@ -156,20 +157,20 @@ export class Machine implements AsyncDisposable {
   }
 
   /**
-   * The offsets in bytes, ascending, of the pages of `memory` that were written since the last call, by guests through
-   * logged regions (MemoryRegion.setLogging) or by HostMemory.write; each is reported once. Nothing is lost when slots
-   * go away in between. Throws `IOCTL`.
+   * The offsets in bytes, ascending, of the pages of `memory` that were written since the last call: by guests through
+   * logged regions (MemoryRegion.setLogging), by HostMemory.write, or as {@link markDirty} says; each is reported once.
+   * No page is lost when slots go away in between. A write that is under way may be reported now or by the next call; if
+   * now, its bytes are there when this returns. See docs/dirty-logging.md. Throws `IOCTL`: nothing is lost then either.
    */
   takeDirtyPages(memory: HostMemory): number[] {
     this.#assertOpen();
     const end = memory.hostAddress + memory.size;
-    for (const slot of this.#planner.logged()) {
-      if (slot.host < end && slot.host + slot.size > memory.hostAddress) this.#dirtyLog.harvest(slot);
-    }
+    const mapped = this.#planner.logged().filter(({ host, size }) => host < end && host + size > memory.hostAddress);
+    this.#dirtyLog.harvest(mapped);
     return this.#dirtyLog.take(memory);
   }
 
-  /** Marks what was written through HostMemory.bytes as dirty: `length` bytes at `offset`. */
+  /** Marks what was written through HostMemory.bytes as dirty, logged or not: `length` bytes at `offset`. */
   markDirty(memory: HostMemory, offset: number, length: number): void {
     this.#assertOpen();
     memory.bytes(offset, length);
@@ -215,24 +216,31 @@ export class Machine implements AsyncDisposable {
   /** Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. */
   async addVcpu(guest: GuestProgram): Promise<Vcpu> {
     this.#assertOpen();
+    // Taken before the thread has started: another may be added meanwhile.
     let index = 0;
-    while (this.#vcpus.has(index)) index++;
+    while (this.#indexes.has(index)) index++;
+    this.#indexes.add(index);
     const line = this.#freeLines.pop() ?? this.#inhibitor.allocateLine();
     const parts = {
       arena: this.#arena,
       backend: this.#kvm,
       inhibitor: this.#inhibitor,
       map: this.#sections.offset,
-      answer: (region: number, offset: number, data: Uint8Array, write: boolean) =>
-        this.#answer(region, offset, data, write),
+      answer: (gpa: number, data: Uint8Array, write: boolean) => this.#answer(gpa, data, write),
       onGone: (vcpu: Vcpu) => {
         this.#vcpus.delete(vcpu.index);
+        this.#indexes.delete(vcpu.index);
         this.#freeLines.push(vcpu.line);
       },
     };
-    const vcpu = await Vcpu.start(parts, index, line, guest);
-    this.#vcpus.set(index, vcpu);
-    return vcpu;
+    try {
+      const vcpu = await Vcpu.start(parts, index, line, guest);
+      this.#vcpus.set(index, vcpu);
+      return vcpu;
+    } catch (error) {
+      this.#indexes.delete(index);
+      throw error;
+    }
   }
 
   get vcpus(): readonly Vcpu[] {
@@ -252,17 +260,16 @@ export class Machine implements AsyncDisposable {
     await this.close();
   }
 
-  #answer(id: number, offset: number, data: Uint8Array, write: boolean): void {
-    const range = this.memory.view.ranges.find(({ region }) => region.id === id);
-    if (write && range !== undefined && isBacked(range) && isWritable(range)) {
-      const { memory, memoryOffset } = range.region;
-      (memory as HostMemory).write(memoryOffset + offset, data);
-    } else if (write) {
-      range?.region.handlers?.write?.(offset, data);
-    } else if (range?.region.handlers?.read === undefined) {
-      data.fill(0xff);
-    } else {
-      range.region.handlers.read(offset, data);
+  /** Makes an access of a guest's, as the map is now: it may have changed since the exit. */
+  #answer(gpa: number, data: Uint8Array, write: boolean): void {
+    for (let done = 0; done < data.length; ) {
+      const at = gpa + done;
+      const range = this.memory.view.find(at);
+      const left = range === undefined ? 1 : Number(rangeEnd(range)) - at;
+      const part = data.subarray(done, done + left);
+      done += part.length;
+      if (range !== undefined) access(range, at - Number(range.gpa), part, write);
+      else if (!write) part.fill(0xff);
     }
   }
 
@@ -279,6 +286,24 @@ export class Machine implements AsyncDisposable {
 
   #assertOpen(): void {
     if (this.#closed) throw new MemorySlotsError('STATE', 'this machine is closed');
+  }
+}
+
+/** An access at `from` bytes from the start of `range`, within it. */
+function access(range: FlatRange, from: number, data: Uint8Array, write: boolean): void {
+  const { handlers } = range.region;
+  const offset = Number(range.offset) + from;
+  if (isBacked(range) && (isWritable(range) || !write)) {
+    const memory = range.region.memory as HostMemory;
+    const memoryOffset = range.region.memoryOffset + offset;
+    if (write) memory.write(memoryOffset, data);
+    else data.set(memory.bytes(memoryOffset, data.length));
+  } else if (write) {
+    handlers?.write?.(offset, data);
+  } else if (handlers?.read === undefined) {
+    data.fill(0xff);
+  } else {
+    handlers.read(offset, data);
   }
 }
 

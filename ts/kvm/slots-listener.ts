@@ -175,12 +175,28 @@ export class SlotsListener implements MemoryListener {
     const planner = this.#planner;
     // Before anything changes: what is read stays known, whatever becomes of the calls.
     if (plan.harvests > 0) {
-      for (const { harvest, slot } of this.#calls(plan)) if (harvest) this.#dirtyLog.harvest(slot);
+      const doomed = this.#calls(plan).filter(({ harvest }) => harvest);
+      this.#dirtyLog.harvest(doomed.map(({ slot }) => slot));
     }
     const done = this.#backend.apply(planner.operations, plan.operations);
-    if (done < plan.operations) throw this.#undo(plan.operations, done);
+    if (done < plan.operations) {
+      const created = this.#createdLogged(plan, done);
+      const error = this.#undo(plan.operations, done);
+      // In a window no guest has seen these slots.
+      if (!this.#inhibitor.inhibiting) this.#dirtyLog.markWhole(created);
+      throw error;
+    }
     planner.applied(planner.operations, done);
     this.#map.publish(planner.captured);
+  }
+
+  /** The logged slots that the first `done` calls of a plan created. */
+  #createdLogged(plan: PlanSummary, done: number): MemoryRange[] {
+    const { LOG_DIRTY } = this.#arena.layout.constants;
+    const created = this.#calls(plan)
+      .slice(0, done)
+      .filter(({ kind, slot }) => kind === 'create' && slot.flags & LOG_DIRTY);
+    return created.map(({ slot }) => slot);
   }
 
   /** Makes KVM as it was before the commit, or the table as KVM is; the error that tells which. */

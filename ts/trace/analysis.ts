@@ -18,7 +18,8 @@ export interface Hole {
   readonly inhibited: boolean;
   /** MMIO exits logged while it was open, wherever they went. */
   readonly exits: number;
-  /** The call that deleted the memory, and the one that brought it back. */
+  /** The slot that the memory was in, the call that deleted it, and the one that brought the memory back. */
+  readonly was: SlotUpdate;
   readonly deleted: SlotUpdate;
   readonly created: SlotUpdate;
 }
