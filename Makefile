@@ -1,7 +1,9 @@
 # kvm-memslots. `make help` lists the targets; `make demo` and `make test` do all their own set-up.
 
 CC ?= cc
-EMCC ?= wasm-build/tool.sh emscripten emcc
+# Runs a tool, and installs the distribution's package that has it where it is missing: PACKAGE TOOL ARGUMENT...
+TOOL = wasm-build/tool.sh
+EMCC ?= $(TOOL) emscripten emcc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
 CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
@@ -22,7 +24,7 @@ DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
 # The compiler for the library whose platform is $*.
 LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 
-.PHONY: help build arm64 pack-files test demo lint clean
+.PHONY: help build arm64 pack-files test demo lint lint-c clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -64,9 +66,45 @@ test: build ## the whole suite, with the native core and with the WASM one
 demo: build ## resize, split and merge a running VM's memory, naively and atomically
 	node dist/cli.js demo
 
-lint: node_modules/.installed ## style and types
+lint: node_modules/.installed lint-c ## style, types and warnings of the TypeScript and the C
 	npx --no-install biome check .
 	npx --no-install tsc --noEmit -p tsconfig.json
+
+lint-c:
+	$(TOOL) clang-format clang-format --dry-run -Werror csrc/*.[ch] test/fuzz/*.[ch]
+	$(TOOL) cppcheck cppcheck --quiet --std=c11 --enable=warning,style,performance,portability --inline-suppr \
+		--suppress=missingIncludeSystem --error-exitcode=1 csrc
+	$(TOOL) gcc gcc $(STRICT) $(CORE) csrc/kvm.c
+	$(TOOL) clang clang $(STRICT) $(CORE) csrc/kvm.c
+
+# Counters go to a file as they count, so that a process that is killed loses none.
+coverage/slots.so: $(CORE) csrc/kvm.c $(HEADERS)
+	@mkdir -p coverage
+	$(TOOL) clang clang -std=c11 -g -O1 -fPIC -shared -fprofile-instr-generate -fcoverage-mapping \
+		-mllvm -runtime-counter-relocation -o $@ $(CORE) csrc/kvm.c
+
+coverage: build coverage/slots.so ## lines of the TypeScript and the C that the tests run
+	rm -rf coverage/v8 coverage/c && mkdir coverage/c
+	MEMSLOTS_LIBRARY=$(CURDIR)/coverage/slots.so LLVM_PROFILE_FILE='$(CURDIR)/coverage/c/%p%c.profraw' \
+		NODE_V8_COVERAGE=$(CURDIR)/coverage/v8 npx --no-install vitest run --config test/coverage/vitest.config.ts
+	$(TOOL) llvm llvm-profdata merge --version >/dev/null 2>&1 || true
+	node test/coverage/report.mjs coverage
+
+# Each target gets a share; what they have found worth keeping stays for the next time.
+SECONDS = 60
+FUZZERS = tables map plan
+FUZZ = test/artefacts/fuzz
+
+$(FUZZ)/%: test/fuzz/%.c test/fuzz/fuzz.h $(CORE) csrc/slots.h
+	@mkdir -p $(FUZZ)/corpus-$*
+	$(TOOL) clang clang -std=c11 -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+		-o $@ $< $(CORE)
+
+fuzz: $(FUZZERS:%=$(FUZZ)/%) dist/.built ## random input for the C core and the readers, for SECONDS=60 in all
+	@for target in $(FUZZERS); do echo "$$target:"; \
+		$(FUZZ)/$$target -max_total_time=$$(($(SECONDS) / 4 + 1)) -max_len=600 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus-$$target 2>&1 | grep -v ' 0$$' || exit 1; done
+	node test/fuzz/readers.mjs $$(($(SECONDS) / 4 + 1))
 
 clean: ## everything that can be made again
 	rm -rf dist coverage node_modules wasm-build/*.wasm wasm-build/*.so

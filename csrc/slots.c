@@ -205,6 +205,8 @@ int32_t memslots_list(const struct memslots_table *table, struct memslots_range 
 
 static const struct memslots_range *record(const void *list, uint32_t index, uint32_t stride)
 {
+	/* An empty list may be NULL, but has no records. */
+	/* cppcheck-suppress nullPointerArithmetic */
 	return (const struct memslots_range *)((const char *)list + (size_t)index * stride);
 }
 

@@ -39,7 +39,9 @@ function usesMusl(): boolean {
 export function loadNativeLibrary(): NativeLibrary {
   if (loaded !== undefined) return loaded;
   const platform = nativePlatform();
-  const path = fileURLToPath(new URL(`../../wasm-build/slots-${platform}.so`, import.meta.url));
+  const built = new URL(`../../wasm-build/slots-${platform}.so`, import.meta.url);
+  // For those who work on the core: a build for coverage, or for a sanitizer.
+  const path = process.env.MEMSLOTS_LIBRARY ?? fileURLToPath(built);
   if (!existsSync(path)) {
     const what = `there is no native library for ${platform} here (packages have ${prebuiltPlatforms.join(' and ')})`;
     throw new MemorySlotsError('UNSUPPORTED', `${what}; the simulated KVM and the WASM core work without`);
