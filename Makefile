@@ -9,7 +9,7 @@ EMFLAGS = $(CFLAGS) --no-entry -sSTANDALONE_WASM -sWASM_BIGINT -sTOTAL_STACK=655
 	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals
 EMLINK = -Wl,--import-memory,--export=__stack_pointer,--export=__heap_base
 
-.PHONY: help build test demo lint clean
+.PHONY: help build test demo verify lint clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test: build ## the whole suite, with the native core and with the WASM one
 
 demo: build ## resize, split and merge a running VM's memory, naively and atomically
 	node dist/cli.js demo
+
+verify: ## the locking protocol, proved by a model checker; and that faulty variants of it are found
+	@CC=$(CC) test/model/verify.sh
 
 lint: node_modules/.installed ## style and types
 	npx --no-install biome check .
