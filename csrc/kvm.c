@@ -105,6 +105,11 @@ int32_t memslots_thread_id(void)
 	return (int32_t)syscall(SYS_gettid);
 }
 
+int32_t memslots_page_size(void)
+{
+	return (int32_t)sysconf(_SC_PAGESIZE);
+}
+
 int32_t memslots_memory_map(double size, int32_t fd, uint64_t *out)
 {
 	int flags = MAP_SHARED | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0);

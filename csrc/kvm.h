@@ -28,6 +28,9 @@ MEMSLOTS_EXPORT int32_t memslots_kick_install(void);
 /* The calling thread's id, for memslots_kvm_kick(). */
 MEMSLOTS_EXPORT int32_t memslots_thread_id(void);
 
+/* Bytes of a page of this host. */
+MEMSLOTS_EXPORT int32_t memslots_page_size(void);
+
 /* Maps `size` bytes of zeroed memory, or of file descriptor `fd` from its start if that isn't -1, shared, readable and
  * writable, nothing reserved. The address goes to *out. 0 or -errno. */
 MEMSLOTS_EXPORT int32_t memslots_memory_map(double size, int32_t fd, uint64_t *out);

@@ -46,6 +46,7 @@ struct sweep {
 	const struct memslots_range *run_source; /* the added section it comes from, or NULL */
 	const struct memslots_range *run_kept;   /* the run is this slot and nothing else, so far */
 
+	int binds_memfd; /* some create has a guest_memfd */
 	struct memslots_plan *plan;
 	struct sink flags, removals, creates;
 };
@@ -202,6 +203,7 @@ static void finish_run(struct sweep *sweep)
 		slot = part(run, at, stop);
 		slot.id = sweep->creates.operations ? take_id(sweep) : 0;
 		emit(&sweep->creates, MEMSLOTS_CREATE, sweep->run_reason, &slot, 0, 0);
+		sweep->binds_memfd |= (slot.flags & MEMSLOTS_GUEST_MEMFD) != 0;
 		at = stop;
 	}
 	run->size = 0;
@@ -489,7 +491,8 @@ static int32_t count_operations(struct sweep *sweep, const struct memslots_range
 		walk(sweep);
 		after = before - sweep->removals.count + sweep->creates.count;
 		if (after <= limit) {
-			*delete_first |= before + sweep->creates.count > limit;
+			/* A guest_memfd's range may be bound to one slot only, so the old one has to go first. */
+			*delete_first |= before + sweep->creates.count > limit || sweep->binds_memfd;
 			add_up(total, &one);
 			return 0;
 		}
@@ -583,47 +586,6 @@ int32_t memslots_plan(const struct memslots_request *request, const char *base, 
 		flag_sink = sweep->flags;
 		removal_sink = sweep->removals;
 		create_sink = sweep->creates;
-	}
-	return 0;
-}
-
-/* Operations of one kind and address space that ascend are applied in one pass over the table. */
-static uint32_t length_of_run(const struct memslots_operation *operations, uint32_t count)
-{
-	uint32_t length = 1;
-
-	while (length < count && operations[length].kind == operations[0].kind &&
-	       operations[length].slot.address_space == operations[0].slot.address_space &&
-	       operations[length].slot.gpa > operations[length - 1].slot.gpa)
-		length++;
-	return length;
-}
-
-int32_t memslots_apply(char *base, const uint32_t tables[2], const struct memslots_operation *operations,
-		       uint32_t count)
-{
-	uint32_t done = 0;
-
-	while (done < count) {
-		const struct memslots_operation *first = &operations[done];
-		struct memslots_table *table = (struct memslots_table *)(base + tables[first->slot.address_space]);
-		uint32_t length = length_of_run(first, count - done), stride = sizeof(*first), i;
-
-		switch (first->kind) {
-		case MEMSLOTS_DELETE:
-			memslots_splice(table, first, length, NULL, 0, stride);
-			break;
-		case MEMSLOTS_CREATE:
-			memslots_splice(table, NULL, 0, first, length, stride);
-			break;
-		case MEMSLOTS_FLAGS:
-			for (i = 0; i < length; i++)
-				memslots_set_flags(table, first[i].slot.id, first[i].slot.flags);
-			break;
-		default:
-			return -MEMSLOTS_EINVAL;
-		}
-		done += length;
 	}
 	return 0;
 }

@@ -50,7 +50,8 @@ export type Call =
 export interface Subject {
   readonly name: string;
   readonly kernel: Kernel;
-  readonly ordinaryFile: number;
+  /** Descriptors of files that are no guest_memfd. */
+  readonly ordinaryFiles: readonly [number, ...number[]];
   readonly foreignGuestMemfd: number;
   duplicate(fd: number): number;
   closeFile(fd: number): void;
@@ -130,7 +131,7 @@ export class Player {
   }
 
   #descriptor(file: FileName): number {
-    if (file === 'ordinary') return this.subject.ordinaryFile;
+    if (file === 'ordinary') return this.subject.ordinaryFiles[0];
     if (file === "another machine's") return this.subject.foreignGuestMemfd;
     return file === 'closed' ? -1 : (this.#files[file] ?? -1);
   }

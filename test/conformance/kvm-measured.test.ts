@@ -4,7 +4,7 @@ import { errnoName } from '../../ts/core/core.js';
 import { createArena } from '../../ts/core/node.js';
 import { gateLineBytes } from '../../ts/kvm/gate.js';
 import { SimulatedBackend } from '../../ts/kvm/simulated.js';
-import type { RegionRequest } from '../../ts/kvm/simulated-kernel.js';
+import type { RegionRequest } from '../../ts/kvm/simulated-request.js';
 import type { Kernel } from './kvm-calls.js';
 import { kvmMissing, type RealKernel } from './kvm-real.js';
 import { realSubject } from './kvm-subjects.js';
@@ -198,7 +198,7 @@ describe('the 90 measured calls give the recorded results', () => {
       kernel,
       ordinaryFile: kernel.files.createOther(),
       foreignGuestMemfd: kernel.files.createGuestMemfd({}, gibibyte),
-      createVcpu: () => void backend.createVcpu(0, arena.allocate(gateLineBytes), {}),
+      createVcpu: () => void backend.createVcpu(0, arena.allocate(gateLineBytes), { steps: [] }),
       excepted: new Map([[66, 'there is no descriptor of /dev/kvm to make it on']]),
       onKvmDescriptor: () => 0,
       byAnotherProcess: (region) => {

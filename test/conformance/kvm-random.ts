@@ -1,15 +1,5 @@
+import { randomFrom } from '../../ts/testing/random.js';
 import type { Call, FileName } from './kvm-calls.js';
-
-/** A small reproducible generator (mulberry32): numbers from 0 up to, not including, 1. */
-export function randomFrom(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
-}
 
 type SetCall = Call & { kind: 'set' };
 

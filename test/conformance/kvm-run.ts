@@ -7,7 +7,7 @@ const usage = `npm run conformance:kvm -- [--calls N] [--seed S] [--json]
 
 Makes N random calls (default 20000) on the simulated KVM and on /dev/kvm, and stops at the first to which they answer
 differently, with a shortest sequence that shows it. The last line of output is {calls, seed, mismatches, backend};
-with --json there is no other on standard output. Status 1: a difference, or no KVM to compare with.`;
+with --json there is no other on standard output. Status 1: a difference, or no KVM to compare with; 2: a wrong command line.`;
 
 function count(name: string, text: string): number {
   const value = Number(text);
@@ -15,8 +15,14 @@ function count(name: string, text: string): number {
   throw new RangeError(`--${name} takes a whole number, not '${text}'`);
 }
 
-/** The command. Resolves to its exit status. */
-export function run(args: string[]): number {
+interface Options {
+  readonly calls: number;
+  readonly seed: number;
+  readonly json: boolean;
+  readonly help: boolean;
+}
+
+function parse(args: string[]): Options {
   const { values } = parseArgs({
     args,
     options: {
@@ -26,27 +32,39 @@ export function run(args: string[]): number {
       help: { type: 'boolean', default: false },
     },
   });
-  if (values.help) {
+  return { ...values, calls: count('calls', values.calls), seed: count('seed', values.seed) };
+}
+
+/** The command: its exit status. */
+export function run(args: string[]): number {
+  let options: Options;
+  try {
+    options = parse(args);
+  } catch (error) {
+    console.error((error as Error).message);
+    return 2;
+  }
+  const { calls, seed, json, help } = options;
+  if (help) {
     console.log(usage);
     return 0;
   }
-  const [calls, seed] = [count('calls', values.calls), count('seed', values.seed)];
   const missing = kvmMissing();
   if (missing !== undefined) {
     console.error(missing);
     console.log(JSON.stringify({ calls: 0, seed, mismatches: 0, backend: 'none', skipped: missing }));
     return 1;
   }
-  const options = RealKernel.hostOptions();
+  const host = RealKernel.hostOptions();
   const report = (done: number): void => {
     if (process.stderr.isTTY) process.stderr.write(`\r${done} of ${calls} calls`);
   };
-  const comparison = compare([() => simulatedSubject(options), realSubject], options, calls, seed, report);
+  const comparison = compare([() => simulatedSubject(host), realSubject], host, calls, seed, report);
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K');
   const { mismatch } = comparison;
   if (mismatch !== undefined) {
     const text = `The simulated KVM answers call ${comparison.calls} differently:\n${describe(mismatch, ['simulated', 'kvm'])}`;
-    if (values.json) console.error(text);
+    if (json) console.error(text);
     else console.log(text);
   }
   const mismatches = mismatch === undefined ? 0 : 1;

@@ -18,7 +18,7 @@ export function simulatedSubject(options: SimulatedOptions): Subject {
   return {
     name: 'simulated',
     kernel: backend.kernel,
-    ordinaryFile: files.createOther(),
+    ordinaryFiles: [files.createOther()],
     foreignGuestMemfd: files.createGuestMemfd({}, 2 ** 20),
     duplicate: (fd) => files.duplicate(fd),
     closeFile: (fd) => void files.close(fd),
@@ -37,7 +37,7 @@ export function realSubject(): Subject {
   return {
     name: 'kvm',
     kernel,
-    ordinaryFile,
+    ordinaryFiles: [ordinaryFile, kernel.kvm, kernel.vm, other.vm],
     foreignGuestMemfd,
     duplicate: (fd) => dup(fd),
     closeFile: closeSync,

@@ -166,21 +166,32 @@ export class MapModel {
     siblings.children.push({ ...moved!, address });
   }
 
-  /** Runs `edit`, which throws, as a transaction, and puts the plain description back too. */
+  /** Runs `edit` as a transaction that throws at its end, and puts the plain description back too. */
   undone(edit: () => void): void {
-    const copy = new Map(
-      [...this.#plain].map(([region, plain]) => [region, { ...plain, children: [...plain.children] }]),
-    );
     const failure = new Error('on purpose');
+    this.undoneBy(
+      () =>
+        this.map.transaction(() => {
+          edit();
+          throw failure;
+        }),
+      (error) => {
+        if (error !== failure) throw error;
+      },
+    );
+  }
+
+  /** Runs `edit`; if it throws, puts the plain description back to what it was and hands the error to `refused`. */
+  undoneBy(edit: () => void, refused: (error: unknown) => void): void {
+    const copies = [...this.#plain].map(
+      ([region, plain]) => [region, { ...plain, children: [...plain.children] }] as [MemoryRegion, Plain],
+    );
     try {
-      this.map.transaction(() => {
-        edit();
-        throw failure;
-      });
+      edit();
     } catch (error) {
-      if (error !== failure) throw error;
+      this.#plain = new Map(copies);
+      refused(error);
     }
-    this.#plain = copy;
   }
 
   /** Who answers each byte of an address space, found by walking the plain description for each byte by itself. */

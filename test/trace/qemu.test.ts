@@ -1,23 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { readTraceFile } from '../../ts/trace/file.js';
-import {
-  Grouper,
-  groupTransactions,
-  type ReadOptions,
-  type SlotUpdate,
-  type TraceEvent,
-  TraceParser,
-} from '../../ts/trace/index.js';
+import { Grouper, groupTransactions, type SlotUpdate, type TraceEvent } from '../../ts/trace/index.js';
 import { calls, logs, recordings, replay, text } from './reference.js';
-
-function read(log: string, options: ReadOptions = {}, piece = Number.POSITIVE_INFINITY) {
-  const parser = new TraceParser(options);
-  const bytes = new TextEncoder().encode(log);
-  const events: TraceEvent[] = [];
-  for (let at = 0; at < bytes.length; at += piece) events.push(...parser.push(bytes.subarray(at, at + piece)));
-  events.push(...parser.end());
-  return { events, counts: parser.counts, format: parser.format };
-}
+import { read } from './tools.js';
 
 function only(log: string): SlotUpdate {
   const { events } = read(log);
@@ -131,9 +116,11 @@ describe('the forms of a slot call', () => {
     expect(only(`${call.replace('0x7f1e0c200000', '0x1fffffffff9f000')}\n`).hostAddress).toBe(0x1fffffffff9f000);
     expect(only(`${call.replace('0x7f1e0c200000', '0xfffffffffffff000')}\n`).hostAddress).toBe(2 ** 64 - 4096);
     expect(() => read(`x\n${call.replace('0x7f1e0c200000', '0x1fffffffffffff1')}\n`)).toThrow(
-      /line 2 can't be read: ua=0x has a number too large to be held exactly/,
+      /line 2 can't be read: 'ua=0x' has a number too large to be held exactly/,
     );
-    expect(() => read(`${call.replace('0x20000', '0x10000000000000000')}\n`)).toThrow(/line 1 .* size=0x has a number/);
+    expect(() => read(`${call.replace('0x20000', '0x10000000000000000')}\n`)).toThrow(
+      /line 1 .* 'size=0x' has a number/,
+    );
   });
 });
 

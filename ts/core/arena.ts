@@ -1,7 +1,6 @@
 import type { Core } from './core.js';
 import { MemorySlotsError } from './errors.js';
 import { type Layout, parseLayout } from './layout.js';
-import type { NativeLibrary } from './native.js';
 import { wasmCore } from './wasm.js';
 
 /** One range of guest-physical addresses: `struct memslots_range` of csrc/slots.h. Sizes and addresses in bytes. */
@@ -123,11 +122,6 @@ export class Arena {
     }
     this.unsigned[top] = offset + bytes;
     return offset;
-  }
-
-  /** The address at which native code sees the arena: the same in every thread of the process. */
-  nativeBase(library: NativeLibrary): number {
-    return Number(library.koffi.address(this.octets));
   }
 
   /** Refuses a core whose layout differs from this arena's. */

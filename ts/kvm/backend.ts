@@ -6,8 +6,9 @@ export interface Capabilities {
   readonly slots: number;
   /** 2 on x86 with system management mode, else 1 (KVM_CAP_MULTI_ADDRESS_SPACE). */
   readonly addressSpaces: number;
-  /** Bytes: slots start and end at multiples of it. */
   readonly pageSize: number;
+  /** Bytes: slots start and end at multiples of it, in guest and host. A page, but 1 MiB on s390. */
+  readonly slotAlignment: number;
   /** Bytes: the largest slot, 2^31 − 1 pages. */
   readonly largestSlot: number;
   readonly readonlyMemory: boolean;
@@ -28,11 +29,33 @@ export abstract class HostMemory implements GuestMemory {
   abstract readonly size: number;
   /** Host-virtual address. For the planner and the backend only. @internal */
   abstract readonly hostAddress: number;
+  /** Descriptor of the guest_memfd that this memory is, −1 if it is none. @internal */
+  readonly guestMemfd: number = -1;
+  /** Told of what {@link write} wrote: dirty logs know nothing of writes that no guest makes. @internal */
+  onWrite: ((offset: number, length: number) => void) | undefined;
   /**
    * The bytes from `offset`, as a view that shares them with the guest. Throws `INVALID` outside the memory. A view
    * must not be used after the machine is closed.
    */
   abstract bytes(offset: number, length: number): Uint8Array;
+
+  /**
+   * Copies `data` into the memory at `offset` bytes and marks its pages dirty, as a guest's own write through a logged
+   * region would. Writes through {@link bytes} are not marked: see Machine.markDirty. Owner thread only.
+   */
+  write(offset: number, data: Uint8Array): void {
+    this.bytes(offset, data.length).set(data);
+    this.onWrite?.(offset, data.length);
+  }
+}
+
+/** What memory to allocate. */
+export interface AllocateOptions {
+  /**
+   * Back it by a guest_memfd (KVM_CREATE_GUEST_MEMFD, Linux 6.18 for ordinary guests): slots then name the file too.
+   * Read-only and logged sections of it become ordinary slots, since KVM allows neither flag with a guest_memfd.
+   */
+  readonly guestMemfd?: boolean;
 }
 
 /** Why a vCPU came out of KVM_RUN. */
@@ -84,11 +107,12 @@ export interface Backend {
    */
   apply(operations: number, count: number): number;
   /**
-   * KVM_GET_DIRTY_LOG of slot `id` in address space `addressSpace`: one bit a page, written to `bitmap` (whole 64-bit
-   * words). Clears the log unless manual clearing is on. 0 or a negative errno.
+   * Takes the dirty log of slot `id` in address space `addressSpace`, which has `pages` pages: one bit a page, written
+   * to `bitmap` (whole 64-bit words), and cleared in KVM. 0 or a negative errno.
    */
-  getDirtyLog(addressSpace: number, id: number, bitmap: Uint8Array): number;
-  allocate(bytes: number): HostMemory;
+  getDirtyLog(addressSpace: number, id: number, pages: number, bitmap: Uint8Array): number;
+  /** Throws `CAPACITY`, or `UNSUPPORTED` for a guest_memfd where there is none. `bytes`: a multiple of the page size. */
+  allocate(bytes: number, options?: AllocateOptions): HostMemory;
   /**
    * Creates vCPU `index`, whose line of words (gate.ts) is at arena offset `line`. The result goes to the vCPU's worker
    * by structured clone. `guest` says what it runs: see GuestProgram.

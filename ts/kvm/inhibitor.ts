@@ -19,9 +19,9 @@ export interface Kickable {
   /** Makes it leave KVM_RUN, or not enter it; any number of times. */
   readonly kick: () => void;
   /** What its thread is at, for an error: as `thread 1234, state S (sleeping), waiting in futex_wait`. */
-  readonly describe: () => string;
+  readonly describe?: () => string;
   /** Whether its thread exists, as far as one can tell. */
-  readonly isAlive: () => boolean;
+  readonly isAlive?: () => boolean;
 }
 
 /** One vCPU, as its inhibitor sees it. */
@@ -141,7 +141,7 @@ export class Inhibitor {
 
   /**
    * Runs `work` while no vCPU is in KVM_RUN and nobody is inside the common gate. Synchronous: `work` must not wait for
-   * a vCPU. Resolves to what `work` returned and the window's length in microseconds, from shutting the first gate to
+   * a vCPU. Gives what `work` returned and the window's length in microseconds, from shutting the first gate to
    * having opened the last.
    *
    * Throws `STATE` when called from inside a window, `TIMEOUT` if somebody doesn't come out in time, and `CANCELLED`;
@@ -216,7 +216,7 @@ export class Inhibitor {
   /** A thread that was destroyed from outside can't say so, and its owner hears of it only when its event loop turns. */
   #releaseDead(): void {
     for (const member of this.#members.values()) {
-      if (this.#count(member.progress.line) > 0 && !member.isAlive()) this.#release(member);
+      if (this.#count(member.progress.line) > 0 && member.isAlive?.() === false) this.#release(member);
     }
   }
 
@@ -235,7 +235,7 @@ export class Inhibitor {
   #timeoutError(): MemorySlotsError {
     const names = [...this.#members]
       .filter(([, { progress }]) => this.#count(progress.line) > 0)
-      .map(([index, { describe }]) => `vCPU ${index} (${describe()})`);
+      .map(([index, { describe }]) => `vCPU ${index}${describe === undefined ? '' : ` (${describe()})`}`);
     const callers = this.#count(this.commonLine);
     if (callers > 0) names.push(`${callers} ${callers === 1 ? 'caller' : 'callers'} of VM ioctls`);
     const message = `${names.join(', ')} didn't come out within ${this.#timeout} ms`;

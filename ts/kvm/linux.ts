@@ -3,9 +3,17 @@ import type { Arena } from '../core/arena.js';
 import { formatSize, hex } from '../core/checks.js';
 import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
-import { loadNativeLibrary, type NativeLibrary } from '../core/native.js';
-import { type Backend, type Capabilities, type GuestProgram, HostMemory, type VcpuSetup } from './backend.js';
+import { addressOf, loadNativeLibrary, type NativeLibrary } from '../core/native.js';
+import {
+  type AllocateOptions,
+  type Backend,
+  type Capabilities,
+  type GuestProgram,
+  HostMemory,
+  type VcpuSetup,
+} from './backend.js';
 import { lineWords } from './gate.js';
+import { slotAlignments } from './simulated-profiles.js';
 import { initialState } from './x86.js';
 
 /** Requests of the KVM API (linux/kvm.h), with the size of their argument in the number where they have one. */
@@ -17,6 +25,9 @@ const requests = {
   createVcpu: 0xae41,
   getDirtyLog: 0x4010ae42,
   run: 0xae80,
+  enableCapability: 0x4068aea3,
+  clearDirtyLog: 0xc018aec0,
+  createGuestMemfd: 0xc040aed4,
   setRegisters: 0x4090ae82,
   getSpecialRegisters: 0x8138ae83,
   setSpecialRegisters: 0x4138ae84,
@@ -32,11 +43,11 @@ const extensions = {
   immediateExit: 136,
   manualDirtyLog: 168,
   dirtyRing: 192,
-  guestMemfd: 234,
+  guestMemfdFlags: 244,
 } as const;
 
-const pageSize = 4096;
-const largestSlot = (2 ** 31 - 1) * pageSize;
+/** KVM_CREATE_GUEST_MEMFD's flags for memory that the VMM maps too: MMAP and INIT_SHARED. */
+const sharedGuestMemfd = 3;
 
 /** The functions of csrc/kvm.h. */
 export interface KvmLibrary {
@@ -85,11 +96,13 @@ export function openKvm(path = '/dev/kvm'): number {
 class MappedMemory extends HostMemory {
   readonly size: number;
   readonly hostAddress: number;
+  override readonly guestMemfd: number;
   readonly #native: NativeLibrary;
   #view: Uint8Array | undefined;
 
-  constructor(native: NativeLibrary, address: number, size: number) {
+  constructor(native: NativeLibrary, address: number, size: number, guestMemfd: number) {
     super();
+    this.guestMemfd = guestMemfd;
     this.#native = native;
     this.hostAddress = address;
     this.size = size;
@@ -127,13 +140,15 @@ export class LinuxBackend implements Backend {
   /** Arena offset of the line of each vCPU in use. */
   readonly #lines = new Map<number, number>();
   readonly #base: number;
+  /** KVM_GET_DIRTY_LOG leaves the log as it is, and KVM_CLEAR_DIRTY_LOG clears what was read. */
+  #manualDirtyLog = false;
   #closed = false;
 
   /** Opens /dev/kvm and creates a VM. Throws `UNSUPPORTED` where that can't be, saying what is missing. */
   constructor(arena: Arena, path?: string) {
     this.#arena = arena;
     this.#library = loadKvmLibrary();
-    this.#base = arena.nativeBase(this.#library.native);
+    this.#base = addressOf(arena);
     this.#device = openKvm(path);
     try {
       const version = this.#library.ioctl(this.#device, requests.getApiVersion, 0);
@@ -148,6 +163,7 @@ export class LinuxBackend implements Backend {
     }
     try {
       this.capabilities = this.#readCapabilities();
+      this.#manualDirtyLog = this.capabilities.manualDirtyLog && this.#enable(extensions.manualDirtyLog, 1);
       this.#runBytes = this.#library.ioctl(this.#device, requests.getVcpuMapSize, 0);
     } catch (error) {
       closeSync(this.#vm);
@@ -165,6 +181,7 @@ export class LinuxBackend implements Backend {
   }
 
   #readCapabilities(): Capabilities {
+    const pageSize = this.#library.native.function('int32_t memslots_page_size()')();
     const check = (extension: number) => Math.max(0, this.#library.ioctl(this.#vm, requests.checkExtension, extension));
     for (const [name, number] of Object.entries({
       KVM_CAP_USER_MEMORY: extensions.userMemory,
@@ -176,13 +193,22 @@ export class LinuxBackend implements Backend {
       slots: check(extensions.slots) || 32,
       addressSpaces: check(extensions.addressSpaces) || 1,
       pageSize,
-      largestSlot,
+      slotAlignment: Math.max(pageSize, slotAlignments[process.arch] ?? 0),
+      largestSlot: (2 ** 31 - 1) * pageSize,
       readonlyMemory: check(extensions.readonlyMemory) > 0,
       manualDirtyLog: check(extensions.manualDirtyLog) > 0,
       dirtyRing: check(extensions.dirtyRing),
-      guestMemfd: check(extensions.guestMemfd) > 0,
+      guestMemfd: (check(extensions.guestMemfdFlags) & sharedGuestMemfd) === sharedGuestMemfd,
       maxVcpus: check(extensions.vcpus) || 4,
     };
+  }
+
+  /** KVM_ENABLE_CAP: whether KVM took it. */
+  #enable(capability: number, value: number): boolean {
+    const argument = new BigUint64Array(13);
+    argument[0] = BigInt(capability);
+    argument[1] = BigInt(value);
+    return this.#library.ioctl(this.#vm, requests.enableCapability, this.#address(argument)) === 0;
   }
 
   #must(what: string, result: number): number {
@@ -194,21 +220,41 @@ export class LinuxBackend implements Backend {
     return this.#library.apply(this.#vm, this.#base + operations, count);
   }
 
-  getDirtyLog(addressSpace: number, id: number, bitmap: Uint8Array): number {
-    const argument = new BigUint64Array(2);
-    new Uint32Array(argument.buffer)[0] = addressSpace * 65536 + id;
-    argument[1] = this.#library.native.koffi.address(bitmap) as bigint;
-    return this.#library.ioctl(this.#vm, requests.getDirtyLog, this.#address(argument));
+  getDirtyLog(addressSpace: number, id: number, pages: number, bitmap: Uint8Array): number {
+    // struct kvm_dirty_log, and kvm_clear_dirty_log, whose first word and pointer are the same.
+    const argument = new BigUint64Array(3);
+    const words = new Uint32Array(argument.buffer);
+    words[0] = addressSpace * 65536 + id;
+    argument[1] = BigInt(this.#address(bitmap));
+    const result = this.#library.ioctl(this.#vm, requests.getDirtyLog, this.#address(argument));
+    if (result < 0 || !this.#manualDirtyLog) return result;
+    words[1] = pages;
+    argument[2] = argument[1];
+    argument[1] = 0n;
+    return this.#library.ioctl(this.#vm, requests.clearDirtyLog, this.#address(argument));
   }
 
-  allocate(bytes: number): HostMemory {
-    const address = this.#library.mapMemory(bytes, -1);
+  allocate(bytes: number, options: AllocateOptions = {}): HostMemory {
+    const guestMemfd = options.guestMemfd ? this.#createGuestMemfd(bytes) : -1;
+    const address = this.#library.mapMemory(bytes, guestMemfd);
     if (address < 0) {
+      if (guestMemfd >= 0) closeSync(guestMemfd);
       throw new MemorySlotsError('CAPACITY', `${formatSize(bytes)} of guest memory: ${errnoName(address)}`);
     }
-    const memory = new MappedMemory(this.#library.native, address, bytes);
+    const memory = new MappedMemory(this.#library.native, address, bytes, guestMemfd);
     this.#memories.push(memory);
     return memory;
+  }
+
+  #createGuestMemfd(bytes: number): number {
+    if (!this.capabilities.guestMemfd) {
+      throw new MemorySlotsError('UNSUPPORTED', 'this KVM has no guest_memfd that a VMM can map (Linux 6.18 has)');
+    }
+    const argument = new BigUint64Array(8);
+    argument[0] = BigInt(bytes);
+    argument[1] = BigInt(sharedGuestMemfd);
+    const result = this.#library.ioctl(this.#vm, requests.createGuestMemfd, this.#address(argument));
+    return this.#must('KVM_CREATE_GUEST_MEMFD', result);
   }
 
   createVcpu(index: number, line: number, guest: GuestProgram): VcpuSetup {
@@ -270,6 +316,9 @@ export class LinuxBackend implements Backend {
     }
     closeSync(this.#vm);
     closeSync(this.#device);
-    for (const memory of this.#memories) this.#library.unmapMemory(memory.hostAddress, memory.size);
+    for (const { hostAddress, size, guestMemfd } of this.#memories) {
+      this.#library.unmapMemory(hostAddress, size);
+      if (guestMemfd >= 0) closeSync(guestMemfd);
+    }
   }
 }

@@ -4,34 +4,52 @@ import { mustBeAligned } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { chooseCore, createArena } from '../core/node.js';
 import { AddressSpace, MemoryMap } from '../memory/address-space.js';
+import { type FlatRange, isBacked, isWritable, rangeEnd } from '../memory/flat-view.js';
 import { MemoryRegion } from '../memory/region.js';
-import type { Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
-import { gateLineBytes } from './gate.js';
-import { Inhibitor, type InhibitorOptions } from './inhibitor.js';
+import { SectionMap } from '../memory/section-map.js';
+import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
+import { DirtyLog } from './dirty-log.js';
+import { type GateHandle, gateLineBytes } from './gate.js';
+import { type CommitCanceller, Inhibitor, type InhibitorOptions } from './inhibitor.js';
 import { LinuxBackend } from './linux.js';
+import { Plan } from './plan.js';
 import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
-import { SectionMap } from './section-map.js';
 import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
-import { type CommitRecord, SlotsListener } from './slots-listener.js';
+import { type CommitRecord, Rehearsed, SlotsListener } from './slots-listener.js';
 import { naiveWord } from './vcpu.js';
 import { Vcpu } from './vcpu-owner.js';
 
 /** How to make a {@link Machine}. */
 export interface MachineOptions {
-  /** `auto` (the default): real KVM where /dev/kvm works, else the simulated one. */
-  readonly backend?: 'auto' | 'kvm' | 'simulated';
+  /**
+   * `auto` (the default): real KVM where /dev/kvm works, else the simulated one. Or a function that makes a backend of
+   * the caller's own, which the machine closes.
+   */
+  readonly backend?: 'auto' | 'kvm' | 'simulated' | ((arena: Arena) => Backend);
   readonly simulated?: SimulatedOptions;
-  /** Default `exact`. */
+  /** Default `stable`. */
   readonly policy?: Policy;
   /** Where `stable` cuts new slots; default what a PC's firmware reshapes. */
   readonly splitPoints?: readonly number[];
   /** Slots per address space to use at most; default what KVM has. */
   readonly slots?: number;
-  /** Dirty bits of logged slots that go away aren't wanted. Default true. */
+  /** Dirty bits of logged slots that go away aren't wanted, so that no window is taken for them. Default false. */
   readonly discardDirty?: boolean;
   readonly inhibitor?: InhibitorOptions;
   /** Told after each commit that changed slots, before `transaction` returns. */
   readonly onCommit?: (record: CommitRecord) => void;
+}
+
+/** A memory slot as KVM has it. Bytes. */
+export interface Slot {
+  readonly id: number;
+  readonly gpa: number;
+  readonly size: number;
+  /** KVM's: 1 dirty logging, 2 read-only, 4 guest_memfd. */
+  readonly flags: number;
+  /** What backs it, and from where in it. */
+  readonly memory: HostMemory;
+  readonly offset: number;
 }
 
 /** Each commit that changed slots is published here as a {@link CommitRecord}. */
@@ -66,7 +84,9 @@ export class Machine implements AsyncDisposable {
   readonly #listener: SlotsListener;
   readonly #planner: Planner;
   readonly #sections: SectionMap;
+  readonly #dirtyLog: DirtyLog;
   readonly #vcpus = new Map<number, Vcpu>();
+  readonly #indexes = new Set<number>();
   readonly #freeLines: number[] = [];
   readonly #exitHook = () => this.#leaveProcess();
   #closed = false;
@@ -83,10 +103,12 @@ export class Machine implements AsyncDisposable {
       this.#sections = new SectionMap(this.#arena, sectionCapacity);
       const core = chooseCore(this.#arena, backend.kind === 'kvm' ? 'native' : 'wasm');
       this.#planner = new Planner(this.#arena, core, plannerOptions(options, backend.capabilities));
-      this.#listener = new SlotsListener(this.#arena, backend, this.#inhibitor, this.#planner, this.#sections, {
+      this.#dirtyLog = new DirtyLog(backend);
+      const parts = [this.#arena, backend, this.#inhibitor, this.#planner, this.#sections, this.#dirtyLog] as const;
+      this.#listener = new SlotsListener(...parts, {
         onCommit: (record) => {
           options.onCommit?.(record);
-          if (commits.hasSubscribers) commits.publish(record);
+          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls() });
         },
       });
       this.map = new MemoryMap();
@@ -96,7 +118,10 @@ export class Machine implements AsyncDisposable {
         backend.capabilities.addressSpaces > 1
           ? new AddressSpace(this.map, 'smm', MemoryRegion.container(this.map, 'smm', 2n ** 64n))
           : undefined;
-      this.map.addListener(this.#listener, this.smm === undefined ? [this.memory] : [this.memory, this.smm]);
+      const spaces = this.smm === undefined ? [this.memory] : [this.memory, this.smm];
+      this.map.addListener(this.#listener, spaces);
+      // Asked before the listener that would call KVM; edits needn't go through transaction().
+      this.map.addListener({ priority: this.#listener.priority - 1, commit: () => this.#assertOpen() }, spaces);
     } catch (error) {
       backend.close();
       throw error;
@@ -116,12 +141,55 @@ export class Machine implements AsyncDisposable {
   }
 
   /**
+   * What {@link transaction} of the same `edit` would do to the slots. Nothing is done: the tree is as it was. Throws
+   * what planning throws.
+   */
+  plan(edit: () => void): Plan {
+    this.#assertOpen();
+    this.#listener.rehearsing = true;
+    try {
+      this.map.transaction(edit);
+      // Nobody was told of anything, so nothing changed.
+      return new Plan(this.#planner.nothing(), [], []);
+    } catch (error) {
+      if (error instanceof Rehearsed) return error.plan;
+      throw error;
+    } finally {
+      this.#listener.rehearsing = false;
+    }
+  }
+
+  /**
+   * The offsets in bytes, ascending, of the pages of `memory` that were written since the last call: by guests through
+   * logged regions (MemoryRegion.setLogging), by HostMemory.write, or as {@link markDirty} says; each is reported once.
+   * No page is lost when slots go away in between. A write that is under way may be reported now or by the next call; if
+   * now, its bytes are there when this returns. See docs/dirty-logging.md. Throws `IOCTL`: nothing is lost then either.
+   */
+  takeDirtyPages(memory: HostMemory): number[] {
+    this.#assertOpen();
+    const end = memory.hostAddress + memory.size;
+    const mapped = this.#planner.logged().filter(({ host, size }) => host < end && host + size > memory.hostAddress);
+    this.#dirtyLog.harvest(mapped);
+    return this.#dirtyLog.take(memory);
+  }
+
+  /** Marks what was written through HostMemory.bytes as dirty, logged or not: `length` bytes at `offset`. */
+  markDirty(memory: HostMemory, offset: number, length: number): void {
+    this.#assertOpen();
+    memory.bytes(offset, length);
+    this.#dirtyLog.mark(memory, offset, length);
+  }
+
+  /**
    * `bytes` bytes of zeroed memory, a multiple of the page size, for regions of this machine; freed with it. Throws
    * `INVALID` or `CAPACITY`.
    */
-  allocate(bytes: number): HostMemory {
+  allocate(bytes: number, options?: AllocateOptions): HostMemory {
     this.#assertOpen();
-    return this.#kvm.allocate(mustBeAligned('the size of guest memory', bytes, this.capabilities.pageSize));
+    const size = mustBeAligned('the size of guest memory', bytes, this.capabilities.slotAlignment);
+    const memory = this.#kvm.allocate(size, options);
+    this.#dirtyLog.add(memory);
+    return memory;
   }
 
   /** Whether updates are atomic, which is the default, or naive: never inhibited. For control experiments. */
@@ -141,31 +209,56 @@ export class Machine implements AsyncDisposable {
   }
 
   /** The slots of an address space (0: normal, 1: system management mode), by ascending address. */
-  slots(addressSpace = 0): { id: number; gpa: number; size: number; flags: number }[] {
-    return this.#planner.list(addressSpace).map(({ id, gpa, size, flags }) => ({ id, gpa, size, flags }));
+  slots(addressSpace = 0): Slot[] {
+    return this.#planner.list(addressSpace).map(({ id, gpa, size, flags, host }) => {
+      const memory = this.#dirtyLog.memoryAt(host)!;
+      return { id, gpa, size, flags, memory, offset: host - memory.hostAddress };
+    });
   }
 
   /** Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. */
   async addVcpu(guest: GuestProgram): Promise<Vcpu> {
     this.#assertOpen();
+    // Taken before the thread has started: another may be added meanwhile.
     let index = 0;
-    while (this.#vcpus.has(index)) index++;
+    while (this.#indexes.has(index)) index++;
+    this.#indexes.add(index);
     const line = this.#freeLines.pop() ?? this.#inhibitor.allocateLine();
     const parts = {
       arena: this.#arena,
       backend: this.#kvm,
       inhibitor: this.#inhibitor,
       map: this.#sections.offset,
-      answer: (region: number, offset: number, data: Uint8Array, write: boolean) =>
-        this.#answer(region, offset, data, write),
+      answer: (gpa: number, data: Uint8Array, write: boolean) => this.#answer(gpa, data, write),
       onGone: (vcpu: Vcpu) => {
         this.#vcpus.delete(vcpu.index);
+        this.#indexes.delete(vcpu.index);
         this.#freeLines.push(vcpu.line);
       },
     };
-    const vcpu = await Vcpu.start(parts, index, line, guest);
-    this.#vcpus.set(index, vcpu);
-    return vcpu;
+    try {
+      const vcpu = await Vcpu.start(parts, index, line, guest);
+      this.#vcpus.set(index, vcpu);
+      return vcpu;
+    } catch (error) {
+      this.#indexes.delete(index);
+      throw error;
+    }
+  }
+
+  /** What another thread needs to cancel a commit that waits for vCPUs: see cancelCommit. */
+  get canceller(): CommitCanceller {
+    return { memory: this.#arena.memory, control: this.#inhibitor.control };
+  }
+
+  /**
+   * What another thread needs to make VM ioctls of its own without one of them running inside an inhibit window: it
+   * makes its gate with Gate.attach, and goes through it for each. One handle for one thread; handles aren't freed.
+   */
+  ioctlGate(): GateHandle {
+    this.#assertOpen();
+    const { control, commonLine } = this.#inhibitor;
+    return { arena: this.#arena.handle(), control, line: commonLine };
   }
 
   get vcpus(): readonly Vcpu[] {
@@ -185,11 +278,17 @@ export class Machine implements AsyncDisposable {
     await this.close();
   }
 
-  #answer(id: number, offset: number, data: Uint8Array, write: boolean): void {
-    const region = this.memory.view.ranges.find((range) => range.region.id === id)?.region;
-    if (write) region?.handlers?.write?.(offset, data);
-    else if (region?.handlers?.read === undefined) data.fill(0xff);
-    else region.handlers.read(offset, data);
+  /** Makes an access of a guest's, as the map is now: it may have changed since the exit. */
+  #answer(gpa: number, data: Uint8Array, write: boolean): void {
+    for (let done = 0; done < data.length; ) {
+      const at = gpa + done;
+      const range = this.memory.view.find(at);
+      const left = range === undefined ? 1 : Number(rangeEnd(range)) - at;
+      const part = data.subarray(done, done + left);
+      done += part.length;
+      if (range !== undefined) access(range, at - Number(range.gpa), part, write);
+      else if (!write) part.fill(0xff);
+    }
   }
 
   /** A thread inside KVM_RUN would keep Node from ending. */
@@ -208,6 +307,24 @@ export class Machine implements AsyncDisposable {
   }
 }
 
+/** An access at `from` bytes from the start of `range`, within it. */
+function access(range: FlatRange, from: number, data: Uint8Array, write: boolean): void {
+  const { handlers } = range.region;
+  const offset = Number(range.offset) + from;
+  if (isBacked(range) && (isWritable(range) || !write)) {
+    const memory = range.region.memory as HostMemory;
+    const memoryOffset = range.region.memoryOffset + offset;
+    if (write) memory.write(memoryOffset, data);
+    else data.set(memory.bytes(memoryOffset, data.length));
+  } else if (write) {
+    handlers?.write?.(offset, data);
+  } else if (handlers?.read === undefined) {
+    data.fill(0xff);
+  } else {
+    handlers.read(offset, data);
+  }
+}
+
 /** Sections that one flat view may have, split ones included. */
 const sectionCapacity = 65_536;
 /** Most of it is never touched, and so never takes memory. */
@@ -215,17 +332,18 @@ const arenaBytes = 128 * 1024 * 1024 + 256 * gateLineBytes;
 
 function plannerOptions(options: MachineOptions, capabilities: Capabilities): PlannerOptions {
   return {
-    policy: options.policy ?? 'exact',
+    policy: options.policy ?? 'stable',
     slots: Math.min(options.slots ?? capabilities.slots, capabilities.slots),
-    pageSize: capabilities.pageSize,
+    pageSize: capabilities.slotAlignment,
     largestSlot: capabilities.largestSlot,
     splitPoints: options.splitPoints ?? (process.arch === 'x64' ? pcSplitPoints : []),
-    discardDirty: options.discardDirty ?? true,
+    discardDirty: options.discardDirty ?? false,
   };
 }
 
 function openBackend(arena: Arena, options: MachineOptions): { backend: Backend; why: string } {
   const wanted = options.backend ?? 'auto';
+  if (typeof wanted === 'function') return { backend: wanted(arena), why: "it is the caller's own" };
   if (wanted === 'simulated') {
     return { backend: new SimulatedBackend(arena, options.simulated), why: 'it was asked for' };
   }

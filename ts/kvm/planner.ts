@@ -2,6 +2,7 @@ import type { Arena, MemoryRange } from '../core/arena.js';
 import { formatRange, mustBeAligned } from '../core/checks.js';
 import { type Core, errno, errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
+import type { SectionChanges } from '../memory/section-map.js';
 
 /** `exact`: slots mirror sections, as in QEMU. `stable`: a slot stays as long as its translations do. */
 export type Policy = 'exact' | 'stable';
@@ -110,7 +111,7 @@ export class Planner {
     // A commit never needs more calls than this twice over, once to do and once to undo.
     this.#operationCapacity = 2 * addressSpaces * options.slots;
     this.operationBytes = operation.bytes;
-    this.operations = arena.allocate(2 * this.#operationCapacity * operation.bytes);
+    this.operations = arena.allocate(2 * this.#operationCapacity * operation.bytes + options.slots * range.bytes);
     this.#scratch = arena.allocate(Math.ceil(options.slots / 256) * addressSpaces * range.bytes + range.bytes);
     this.#splitPoints = arena.allocate(Math.max(1, splitPoints.length) * 8);
     for (const [index, point] of [...splitPoints].sort((a, b) => a - b).entries()) {
@@ -218,6 +219,27 @@ export class Planner {
     };
   }
 
+  /** The slots that the captured transaction touches, by address space and address: what the last plan didn't delete. */
+  kept(plan: PlanSummary): MemoryRange[] {
+    const deleted = new Set<string>();
+    for (let index = 0; index < plan.operations; index++) {
+      const { kind, slot } = this.operation(index);
+      if (kind !== 'create') deleted.add(`${slot.addressSpace}:${slot.id}`);
+    }
+    const { range } = this.#arena.layout;
+    const captured = (list: number, count: number) =>
+      Array.from({ length: count }, (_, index) => this.#arena.readRange(list + index * range.bytes));
+    const sections = [...captured(this.#deletes, this.#deleteCount), ...captured(this.#adds, this.#addCount)];
+    const touched = (slot: MemoryRange) =>
+      sections.some(
+        ({ addressSpace, gpa, size }) =>
+          addressSpace === slot.addressSpace && gpa < slot.gpa + slot.size && slot.gpa < gpa + size,
+      );
+    return this.#tables
+      .flatMap((_, addressSpace) => this.list(addressSpace))
+      .filter((slot) => touched(slot) && !deleted.has(`${slot.addressSpace}:${slot.id}`));
+  }
+
   /** What the call of operation `index` returned: 0 or a negative errno. */
   result(index: number): number {
     return this.#arena.words[
@@ -252,11 +274,10 @@ export class Planner {
     this.core.apply(0, this.#tablesOffset, operations, count);
   }
 
-  /** Publishes what was captured of address space 0 in `map`, a map of sections: 0 or a negative errno. */
-  publish(map: number, scratch: number, scratchCapacity: number): number {
-    const { wasm } = this.#arena;
-    const [deletes, adds] = [this.#normalDeletes, this.#normalAdds];
-    return wasm.map_commit(map, this.#deletes, deletes, this.#adds, adds, scratch, scratchCapacity);
+  /** What was captured of address space 0, where it lies. */
+  get captured(): SectionChanges {
+    const [deleteCount, addCount] = [this.#normalDeletes, this.#normalAdds];
+    return { deletes: this.#deletes, deleteCount, adds: this.#adds, addCount };
   }
 
   /** Slots in use, in address space `addressSpace` or in all. */
@@ -269,12 +290,25 @@ export class Planner {
   /** All slots of an address space, by ascending address. */
   list(addressSpace: number): MemoryRange[] {
     const { range } = this.#arena.layout;
-    // The operations' area is free between plans, and large enough for a table.
-    const count = this.core.list(this.#tables[addressSpace]!, this.operations);
+    // Behind the operations and their inverses is room for a table.
+    const room = this.operations + 2 * this.#operationCapacity * this.operationBytes;
+    const count = this.core.list(this.#tables[addressSpace]!, room);
     return Array.from({ length: count }, (_, index) => ({
-      ...this.#arena.readRange(this.operations + index * range.bytes),
+      ...this.#arena.readRange(room + index * range.bytes),
       addressSpace,
     }));
+  }
+
+  /** All slots whose dirty pages KVM logs. */
+  logged(): MemoryRange[] {
+    const { LOG_DIRTY } = this.#arena.layout.constants;
+    return this.#tables.flatMap((_, addressSpace) => this.list(addressSpace)).filter(({ flags }) => flags & LOG_DIRTY);
+  }
+
+  /** The plan of a transaction that changes nothing. */
+  nothing(): PlanSummary {
+    this.begin();
+    return this.plan();
   }
 
   /** The slot that collides with `range`, the lowest such, if any of this table's does. */

@@ -1,4 +1,4 @@
-import { formatRange, formatSize, hex, mustBeCount } from '../core/checks.js';
+import { formatRange, formatSize, hex, mustBeAligned, mustBeCount } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { HostMemory } from './backend.js';
 
@@ -83,37 +83,40 @@ export class SimulatedMemory {
 /** Hands out a {@link SimulatedMemory} from its start. Nothing is freed before the machine is. */
 export class SimulatedAllocator {
   readonly #memory: SimulatedMemory;
+  readonly #pageSize: number;
   readonly #alignment: number;
   #used = 0;
 
-  /** `alignment` in bytes: what slots must be aligned to on this architecture. */
-  constructor(memory: SimulatedMemory, alignment: number) {
+  /** Both in bytes. `alignment`: what the host addresses of slots must be aligned to on this architecture. */
+  constructor(memory: SimulatedMemory, pageSize: number, alignment: number) {
     this.#memory = memory;
+    this.#pageSize = pageSize;
     this.#alignment = alignment;
   }
 
-  /** Throws `CAPACITY` if less than `size` bytes, rounded up to pages, are left. */
-  allocate(size: number): HostMemory {
-    mustBeCount('the size of host memory', size);
-    const rounded = Math.ceil(size / this.#alignment) * this.#alignment;
+  /** Throws `INVALID` unless `size` is whole pages, `CAPACITY` if less is left. */
+  allocate(size: number, guestMemfd = -1): HostMemory {
+    mustBeAligned('the size of guest memory', size, this.#pageSize);
+    const offset = Math.ceil(this.#used / this.#alignment) * this.#alignment;
     const total = this.#memory.handle.size;
-    if (rounded === 0 || this.#used + rounded > total) {
-      const message = `${formatSize(size)} of simulated host memory can't be had: ${formatSize(this.#used)} of`;
+    if (offset + size > total) {
+      const message = `${formatSize(size)} of simulated memory can't be had: ${formatSize(offset)} of`;
       throw new MemorySlotsError('CAPACITY', `${message} ${formatSize(total)} are in use (option memoryBytes)`);
     }
-    const host = hostBase + this.#used;
-    this.#used += rounded;
-    return new SimulatedHostMemory(this.#memory, host, rounded);
+    this.#used = offset + size;
+    return new SimulatedHostMemory(this.#memory, hostBase + offset, size, guestMemfd);
   }
 }
 
 class SimulatedHostMemory extends HostMemory {
   readonly size: number;
   readonly hostAddress: number;
+  override readonly guestMemfd: number;
   readonly #memory: SimulatedMemory;
 
-  constructor(memory: SimulatedMemory, hostAddress: number, size: number) {
+  constructor(memory: SimulatedMemory, hostAddress: number, size: number, guestMemfd: number) {
     super();
+    this.guestMemfd = guestMemfd;
     this.#memory = memory;
     this.hostAddress = hostAddress;
     this.size = size;

@@ -45,6 +45,9 @@ const x86: Profile = {
   refuses: (gpa, size, _host, bits) => (gpa + size > 2 ** bits ? -errno.EINVAL : 0),
 };
 
+/** What slots must be aligned to beyond the page size, in bytes, by Node's name of the architecture. */
+export const slotAlignments: Readonly<Record<string, number>> = { s390x: mebibyte };
+
 const profiles: Record<ProfileName, Profile> = {
   x86,
   'x86-smm': { ...x86, name: 'x86-smm', addressSpaces: 2 },

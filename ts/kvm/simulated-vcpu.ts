@@ -1,4 +1,5 @@
 import type { Arena } from '../core/arena.js';
+import { hex } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import type { Exit, ExitReason, GuestStep, VcpuRunner, VcpuSetup } from './backend.js';
 import { lineWords } from './gate.js';
@@ -24,7 +25,6 @@ const detail: Partial<Record<ExitReason, number>> = {
   halt: 5,
   mmio: 6,
   interrupted: 10,
-  'memory-fault': 39,
   'internal-error': 1,
 };
 
@@ -77,6 +77,7 @@ export class SimulatedRunner implements VcpuRunner {
     Atomics.store(this.#words, this.#line + lineWords.immediateExit, 0);
   }
 
+  /** Throws `IOCTL` for a slot whose host addresses aren't memory, where KVM_RUN fails with EFAULT. */
   run(): Exit {
     for (;;) {
       const exit = this.step();
@@ -128,6 +129,10 @@ export class SimulatedRunner implements VcpuRunner {
       const outcome = this.#touch(step.kind, gpa, length);
       leaveAccess(this.#words, this.#reader);
       if (outcome === 'again') return undefined;
+      if (outcome === 'unmapped') {
+        const message = `KVM_RUN failed with EFAULT: nothing backs the slot at GPA ${hex(gpa)}`;
+        throw new MemorySlotsError('IOCTL', `${message} at its host address`);
+      }
       if (outcome !== 'done') {
         if (outcome === 'mmio') this.#pending = length;
         return this.#leave(outcome, gpa, length, step.kind === 'write');
@@ -139,7 +144,11 @@ export class SimulatedRunner implements VcpuRunner {
   }
 
   /** One access within a page, between entering and leaving: what the slots of this instant make of it. */
-  #touch(kind: 'check' | 'write' | 'fetch', gpa: number, length: number): 'done' | 'again' | ExitReason {
+  #touch(
+    kind: 'check' | 'write' | 'fetch',
+    gpa: number,
+    length: number,
+  ): 'done' | 'again' | 'unmapped' | 'mmio' | 'internal-error' {
     const { layout, words } = this.#arena;
     const range = this.#range;
     if (this.#arena.wasm.map_lookup(this.#setup.map, gpa, range) < 0)
@@ -150,8 +159,7 @@ export class SimulatedRunner implements VcpuRunner {
     const from = gpa - this.#arena.u64(range + layout.range.gpa);
     const host = this.#arena.u64(range + layout.range.host) + from;
     const memory = this.#memory.view(host, length);
-    // The kernel's KVM_RUN fails with EFAULT where a slot's host address isn't mapped.
-    if (memory === undefined) return 'memory-fault';
+    if (memory === undefined) return 'unmapped';
     if (kind === 'check') copyBytes(memory, this.#memory.within(host), this.#value, this.#done, length);
     if (kind === 'write') {
       copyBytes(this.#value, this.#done, memory, this.#memory.within(host), length);

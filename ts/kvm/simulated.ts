@@ -1,10 +1,19 @@
 import type { Arena } from '../core/arena.js';
 import { hex, mustBeAligned, mustBeCount } from '../core/checks.js';
+import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
-import type { Backend, Capabilities, GuestProgram, GuestStep, HostMemory, VcpuSetup } from './backend.js';
+import type {
+  AllocateOptions,
+  Backend,
+  Capabilities,
+  GuestProgram,
+  GuestStep,
+  HostMemory,
+  VcpuSetup,
+} from './backend.js';
 import { lineWords } from './gate.js';
 import { FileTable } from './simulated-files.js';
-import { SimulatedKernel } from './simulated-kernel.js';
+import { type CallHooks, SimulatedKernel } from './simulated-kernel.js';
 import { SimulatedAllocator, SimulatedMemory } from './simulated-memory.js';
 import { type Profile, type ProfileName, profileOf } from './simulated-profiles.js';
 import { slotFlags } from './simulated-readers.js';
@@ -33,6 +42,8 @@ export interface SimulatedOptions {
   readonly dirtyLogBytes?: number;
   /** Machines that share a table can be handed each other's guest_memfds. Default: one of its own. */
   readonly files?: FileTable;
+  /** Run in all calls from the start; see {@link SimulatedKernel.addHooks}. */
+  readonly hooks?: readonly CallHooks[];
 }
 
 /** The named profile with the host's own values, where options give them. */
@@ -76,6 +87,8 @@ export class SimulatedBackend implements Backend {
   /** The ioctls themselves, their hooks and the state behind them. */
   readonly kernel: SimulatedKernel;
   readonly #arena: Arena;
+  /** As in linux.ts: the log is cleared by a call of its own where there is one. */
+  readonly #manualDirtyLog: boolean;
   readonly #memory: SimulatedMemory;
   readonly #allocator: SimulatedAllocator;
   /** By vCPU index: its line, and its own lines, which outlive it. */
@@ -89,6 +102,7 @@ export class SimulatedBackend implements Backend {
       slots: profile.slots,
       addressSpaces: profile.addressSpaces,
       pageSize: profile.pageSize,
+      slotAlignment: profile.slotAlignment,
       largestSlot: (2 ** 31 - 1) * profile.pageSize,
       readonlyMemory: profile.readonlyMemory,
       manualDirtyLog: profile.manualDirtyLog,
@@ -102,9 +116,11 @@ export class SimulatedBackend implements Backend {
       dirtyLogBytes: mustBeCount('dirtyLogBytes', options.dirtyLogBytes ?? 2 ** 26),
       files: options.files ?? new FileTable(),
     });
+    this.#manualDirtyLog = this.kernel.enableManualDirtyLog(1) === 0;
+    for (const hooks of options.hooks ?? []) this.kernel.addHooks(hooks);
     const memoryBytes = mustBeAligned('memoryBytes', options.memoryBytes ?? 2 ** 30, profile.pageSize);
     this.#memory = SimulatedMemory.create(memoryBytes, options.backed ?? true);
-    this.#allocator = new SimulatedAllocator(this.#memory, profile.slotAlignment);
+    this.#allocator = new SimulatedAllocator(this.#memory, profile.pageSize, profile.slotAlignment);
   }
 
   apply(operations: number, count: number): number {
@@ -133,15 +149,23 @@ export class SimulatedBackend implements Backend {
     return count;
   }
 
-  getDirtyLog(addressSpace: number, id: number, bitmap: Uint8Array): number {
-    return this.kernel.getDirtyLog(addressSpace * 0x10000 + id, bitmap);
+  getDirtyLog(addressSpace: number, id: number, pages: number, bitmap: Uint8Array): number {
+    const slot = addressSpace * 0x10000 + id;
+    const result = this.kernel.getDirtyLog(slot, bitmap);
+    return result < 0 || !this.#manualDirtyLog ? result : this.kernel.clearDirtyLog(slot, 0, pages, bitmap);
   }
 
-  allocate(bytes: number): HostMemory {
-    return this.#allocator.allocate(bytes);
+  allocate(bytes: number, options: AllocateOptions = {}): HostMemory {
+    if (!options.guestMemfd) return this.#allocator.allocate(bytes);
+    const fd = this.kernel.createGuestMemfd(bytes);
+    if (fd < 0) throw new MemorySlotsError('UNSUPPORTED', `a guest_memfd can't be had: ${errnoName(fd)}`);
+    return this.#allocator.allocate(bytes, fd);
   }
 
   createVcpu(index: number, line: number, guest: GuestProgram): VcpuSetup {
+    if (guest.steps === undefined) {
+      throw new MemorySlotsError('INVALID', `vCPU ${index} needs steps to run on the simulated KVM`);
+    }
     if (this.#vcpus.has(index)) throw new MemorySlotsError('STATE', `there is a vCPU ${index} already`);
     const scratch = this.#spareScratch.pop() ?? this.#arena.allocate(scratchBytes);
     Atomics.store(this.#arena.words, scratch >>> 2, 0);
@@ -154,31 +178,27 @@ export class SimulatedBackend implements Backend {
       memory: this.#memory.handle,
       dirty: this.kernel.dirtyBuffer,
       pageSize: this.capabilities.pageSize,
-      steps: (guest.steps ?? []).map(mustBeStep),
+      steps: guest.steps.map(mustBeStep),
     };
     return setup;
   }
 
   kick(index: number): void {
-    const { line } = this.#vcpu(index);
-    Atomics.store(this.#arena.words, (line >>> 2) + lineWords.immediateExit, 1);
+    const vcpu = this.#vcpus.get(index);
+    if (vcpu === undefined) return;
+    Atomics.store(this.#arena.words, (vcpu.line >>> 2) + lineWords.immediateExit, 1);
   }
 
   destroyVcpu(index: number): void {
-    const { scratch } = this.#vcpu(index);
-    this.kernel.removeReader(scratch >>> 2);
+    const vcpu = this.#vcpus.get(index);
+    if (vcpu === undefined) return;
+    this.kernel.removeReader(vcpu.scratch >>> 2);
     this.#vcpus.delete(index);
-    this.#spareScratch.push(scratch);
+    this.#spareScratch.push(vcpu.scratch);
   }
 
   /** Nothing outlives the object: its buffers go when the last thread lets go of them. */
   close(): void {
     this.#vcpus.clear();
-  }
-
-  #vcpu(index: number): { readonly line: number; readonly scratch: number } {
-    const vcpu = this.#vcpus.get(index);
-    if (vcpu === undefined) throw new MemorySlotsError('INVALID', `there is no vCPU ${index}`);
-    return vcpu;
   }
 }

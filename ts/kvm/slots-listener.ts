@@ -4,13 +4,17 @@ import { errno, errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 import type { MemoryListener, Section } from '../memory/address-space.js';
 import { isBacked, isWritable } from '../memory/flat-view.js';
+import type { SectionMap } from '../memory/section-map.js';
 import type { Backend, HostMemory } from './backend.js';
+import type { DirtyLog } from './dirty-log.js';
 import type { Inhibitor } from './inhibitor.js';
+import { Plan } from './plan.js';
 import type { Operation, Planner, PlanSummary } from './planner.js';
-import type { SectionMap } from './section-map.js';
 
 /** What one commit did. Times in microseconds, sizes in bytes. */
 export interface CommitRecord extends PlanSummary {
+  /** The calls that were made. Read from shared memory when asked for, which only works during the notification. */
+  readonly calls: () => Operation[];
   /** Counts commits that changed slots, from 1. */
   readonly number: number;
   /** Length of the inhibit window, from shutting the first gate to having opened the last; absent without one. */
@@ -36,6 +40,16 @@ export class SlotIoctlError extends MemorySlotsError {
   }
 }
 
+/** What is thrown through a transaction to undo it once it has been planned. */
+export class Rehearsed extends Error {
+  readonly plan: Plan;
+
+  constructor(plan: Plan) {
+    super('planned, and not to be done');
+    this.plan = plan;
+  }
+}
+
 /** How a {@link SlotsListener} goes about it. */
 export interface SlotsListenerOptions {
   /** `naive`: never inhibits, as a VMM without atomic updates. For control experiments. Default `atomic`. */
@@ -55,11 +69,14 @@ export class SlotsListener implements MemoryListener {
   readonly priority = 10;
   /** May be changed between commits. */
   updates: 'atomic' | 'naive';
+  /** While true, commits are only planned: they throw {@link Rehearsed} and change nothing. */
+  rehearsing = false;
   readonly #arena: Arena;
   readonly #backend: Backend;
   readonly #inhibitor: Inhibitor;
   readonly #planner: Planner;
   readonly #map: SectionMap;
+  readonly #dirtyLog: DirtyLog;
   readonly #onCommit: ((record: CommitRecord) => void) | undefined;
   #commits = 0;
   #committing = false;
@@ -70,6 +87,7 @@ export class SlotsListener implements MemoryListener {
     inhibitor: Inhibitor,
     planner: Planner,
     map: SectionMap,
+    dirtyLog: DirtyLog,
     options: SlotsListenerOptions = {},
   ) {
     this.#arena = arena;
@@ -77,6 +95,7 @@ export class SlotsListener implements MemoryListener {
     this.#inhibitor = inhibitor;
     this.#planner = planner;
     this.#map = map;
+    this.#dirtyLog = dirtyLog;
     this.updates = options.updates ?? 'atomic';
     this.#onCommit = options.onCommit;
   }
@@ -107,6 +126,11 @@ export class SlotsListener implements MemoryListener {
     this.#planner.add(range);
   }
 
+  /** Another listener refused the transaction before this one was asked: nothing of it will happen. */
+  rollback(): void {
+    this.#planner.begin();
+  }
+
   /** Applies what was captured. Throws {@link SlotIoctlError}, `TIMEOUT`, `CANCELLED` or `CAPACITY`: nothing has changed then. */
   commit(): void {
     if (this.#committing) throw new MemorySlotsError('STATE', 'a commit is already under way');
@@ -122,9 +146,10 @@ export class SlotsListener implements MemoryListener {
   #commit(): void {
     const start = performance.now();
     const plan = this.#planner.plan();
+    if (this.rehearsing) throw new Rehearsed(new Plan(plan, this.#calls(plan), this.#planner.kept(plan)));
     let windowMicroseconds: number | undefined;
     if (plan.operations === 0) {
-      this.#map.publish(this.#planner);
+      this.#map.publish(this.#planner.captured);
       return;
     }
     if (plan.inhibit && this.updates === 'atomic') {
@@ -135,18 +160,43 @@ export class SlotsListener implements MemoryListener {
     this.#commits++;
     this.#onCommit?.({
       ...plan,
+      calls: () => this.#calls(plan),
       number: this.#commits,
       microseconds: (performance.now() - start) * 1000,
       ...(windowMicroseconds === undefined ? {} : { windowMicroseconds }),
     });
   }
 
+  #calls(plan: PlanSummary): Operation[] {
+    return Array.from({ length: plan.operations }, (_, index) => this.#planner.operation(index));
+  }
+
   #apply(plan: PlanSummary): void {
     const planner = this.#planner;
+    // Before anything changes: what is read stays known, whatever becomes of the calls.
+    if (plan.harvests > 0) {
+      const doomed = this.#calls(plan).filter(({ harvest }) => harvest);
+      this.#dirtyLog.harvest(doomed.map(({ slot }) => slot));
+    }
     const done = this.#backend.apply(planner.operations, plan.operations);
-    if (done < plan.operations) throw this.#undo(plan.operations, done);
+    if (done < plan.operations) {
+      const created = this.#createdLogged(plan, done);
+      const error = this.#undo(plan.operations, done);
+      // In a window no guest has seen these slots.
+      if (!this.#inhibitor.inhibiting) this.#dirtyLog.markWhole(created);
+      throw error;
+    }
     planner.applied(planner.operations, done);
-    this.#map.publish(planner);
+    this.#map.publish(planner.captured);
+  }
+
+  /** The logged slots that the first `done` calls of a plan created. */
+  #createdLogged(plan: PlanSummary, done: number): MemoryRange[] {
+    const { LOG_DIRTY } = this.#arena.layout.constants;
+    const created = this.#calls(plan)
+      .slice(0, done)
+      .filter(({ kind, slot }) => kind === 'create' && slot.flags & LOG_DIRTY);
+    return created.map(({ slot }) => slot);
   }
 
   /** Makes KVM as it was before the commit, or the table as KVM is; the error that tells which. */
@@ -182,7 +232,7 @@ export class SlotsListener implements MemoryListener {
 
   /** The record of a section. Sections that no slot can back (MMIO) are captured too: look-ups find them. */
   #range(section: Section): MemoryRange {
-    const { LOG_DIRTY, READONLY, BACKED } = this.#arena.layout.constants;
+    const { LOG_DIRTY, READONLY, BACKED, GUEST_MEMFD } = this.#arena.layout.constants;
     const { region } = section;
     const memory = isBacked(section) ? (region.memory as HostMemory) : undefined;
     let flags = 0;
@@ -190,6 +240,8 @@ export class SlotsListener implements MemoryListener {
       flags = BACKED;
       if (!isWritable(section)) flags |= READONLY;
       if (section.logging) flags |= LOG_DIRTY;
+      // KVM allows neither flag with a guest_memfd; the same bytes are mapped at the host address, too.
+      if (flags === BACKED && memory.guestMemfd >= 0) flags |= GUEST_MEMFD;
     }
     const gpa = Number(section.gpa);
     return {
@@ -197,13 +249,13 @@ export class SlotsListener implements MemoryListener {
       // No slot lies above 2^53, and nobody looks anything up there.
       size: Math.max(0, Math.min(Number(section.size), Number.MAX_SAFE_INTEGER - gpa)),
       host: memory === undefined ? 0 : memory.hostAddress + region.memoryOffset + Number(section.offset),
-      offset: Number(section.offset),
+      offset: Number(section.offset) + (flags & GUEST_MEMFD ? region.memoryOffset : 0),
       id: 0,
       flags,
       region: region.id,
       since: 0,
       addressSpace: section.addressSpace.index,
-      guestMemfd: -1,
+      guestMemfd: flags & GUEST_MEMFD ? memory!.guestMemfd : -1,
     };
   }
 }

@@ -31,8 +31,8 @@ export interface VcpuStop {
   readonly detail: number;
 }
 
-/** Answers an access that a vCPU's thread can't answer by itself; `data` is to be filled in for a read. */
-export type MmioAnswer = (region: number, offset: number, data: Uint8Array, write: boolean) => void;
+/** Answers an access that a vCPU's thread doesn't make by itself; `data` is to be filled in for a read. */
+export type MmioAnswer = (gpa: number, data: Uint8Array, write: boolean) => void;
 
 /** How long a vCPU's thread may take to start, in milliseconds. */
 const startPatience = 20_000;
@@ -168,9 +168,9 @@ export class Vcpu {
       (base + mailboxWords.data) * 4,
       (base + mailboxWords.data) * 4 + word(mailboxWords.size),
     );
-    const offset = word(mailboxWords.offsetHigh) * 2 ** 32 + word(mailboxWords.offsetLow);
+    const gpa = word(mailboxWords.gpaHigh) * 2 ** 32 + word(mailboxWords.gpaLow);
     try {
-      this.#parts.answer(word(mailboxWords.region), offset, data, word(mailboxWords.write) === 1);
+      this.#parts.answer(gpa, data, word(mailboxWords.write) === 1);
     } finally {
       Atomics.store(arena.words, base + lineWords.mailbox, 0);
       Atomics.notify(arena.words, base + lineWords.mailbox);

@@ -10,15 +10,16 @@ export interface SectionOf<S> extends FlatRange {
  * Follows the map of some address spaces. Every transaction that changes one of them is told as one
  * `begin … commit`: first `delete` for each range that is gone, then `add`, `unchanged`, `logStart` and `logStop`, each
  * part in order of address space, then of address. A range that changes in any way but its logging mark is deleted and
- * added; `add` carries the mark, `logStart` and `logStop` are for ranges that stay.
+ * added; `add` carries the mark, `logStart` and `logStop` are for ranges that stay. `unchanged` is called for all that
+ * stay in any of the listener's address spaces, also in one that didn't change.
  *
  * Of several listeners, the one with the lowest `priority` (0 unless given) hears first, with `delete` last.
  *
  * A listener that can't follow throws from `commit`, having made sure that it still holds what it held at `begin`. The
- * map then returns to what it was: listeners that have committed are told the opposite change as one more
- * `begin … commit`; those that have heard something but not committed are told `rollback`, or, if they have none, the
- * opposite of what they have heard and then `commit`. Throwing from another method counts as not having done that
- * one thing, with all before it still to be rolled back in the same way.
+ * map then returns to what it was, and every other listener with it: one that has committed is told the opposite change
+ * as one more `begin … commit`; one that has heard something but not committed is told `rollback`, or if it has none,
+ * `commit` and then the opposite. They find tree and views as they were. Throwing from another method counts as that
+ * one thing not having been told.
  *
  * Called on the owner thread, synchronously; must not edit the map or its listeners.
  */
@@ -59,9 +60,13 @@ const opposites = {
 /**
  * Tells each listener its announcement; they come by ascending priority. If one throws, all that heard anything are
  * brought back to what they held before, the latest first, and the error is thrown on: a `STATE` error naming both
- * failures if one of them can't even be brought back.
+ * failures if one of them can't even be brought back. `restore` is called before that, to put back what they may look
+ * at.
  */
-export function announce<S extends { readonly index: number }>(announcements: readonly Announcement<S>[]): void {
+export function announce<S extends { readonly index: number }>(
+  announcements: readonly Announcement<S>[],
+  restore: () => void,
+): void {
   const deliveries = announcements.map((announcement) => new Delivery(announcement));
   try {
     for (const delivery of deliveries) delivery.begin();
@@ -69,6 +74,7 @@ export function announce<S extends { readonly index: number }>(announcements: re
     for (const delivery of deliveries) delivery.tell((type) => type !== 'delete');
     for (const delivery of deliveries) delivery.commit();
   } catch (error) {
+    restore();
     const failures: unknown[] = [];
     for (const delivery of deliveries.toReversed()) {
       try {
@@ -119,19 +125,24 @@ class Delivery<S extends { readonly index: number }> {
     this.#state = 'committed';
   }
 
+  /** Brings the listener back to what it held at `begin`. */
   undo(): void {
-    if (this.#state === 'settled') return;
-    const rollback = this.#state === 'told' ? this.#listener.rollback : undefined;
-    this.#state = 'settled';
-    if (rollback !== undefined) {
-      rollback.call(this.#listener);
-      return;
+    if (this.#state === 'told') {
+      if (this.#listener.rollback !== undefined) {
+        this.#listener.rollback();
+        return;
+      }
+      try {
+        this.commit();
+      } catch {
+        // A commit that throws leaves what was held at `begin`, which is what is wanted here.
+      }
     }
+    if (this.#state === 'settled') return;
     const opposite = this.#told.map(
       ({ type, section, was }): MapEvent<S> => ({ type: opposites[type], section: was ?? section }),
     );
-    opposite.sort(byPlace);
-    const inverse = new Delivery<S>({ listener: this.#listener, events: opposite });
+    const inverse = new Delivery<S>({ listener: this.#listener, events: opposite.sort(byPlace) });
     inverse.begin();
     inverse.tell((type) => type === 'delete');
     inverse.tell((type) => type !== 'delete');
@@ -140,7 +151,7 @@ class Delivery<S extends { readonly index: number }> {
 }
 
 /** By address space, then address. Stable, so what is told of the same range keeps its order. */
-export function byPlace<S extends { readonly index: number }>(a: MapEvent<S>, b: MapEvent<S>): number {
+function byPlace<S extends { readonly index: number }>(a: MapEvent<S>, b: MapEvent<S>): number {
   const spaces = a.section.addressSpace.index - b.section.addressSpace.index;
   if (spaces !== 0) return spaces;
   return a.section.gpa < b.section.gpa ? -1 : a.section.gpa > b.section.gpa ? 1 : 0;

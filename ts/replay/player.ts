@@ -1,3 +1,4 @@
+import { MemorySlotsError } from '../core/errors.js';
 import type { HostMemory } from '../kvm/backend.js';
 import type { Machine } from '../kvm/machine.js';
 import { MemoryRegion } from '../memory/region.js';
@@ -7,18 +8,21 @@ import type { RecordedRange, RecordedStep, Recording } from './recording.js';
 const logDirty = 1;
 const readonly = 2;
 
+/** What a recording needs of a machine: Machine, or one put together for a browser. */
+export type ReplayMachine = Pick<Machine, 'map' | 'system' | 'smm' | 'allocate' | 'transaction'>;
+
 /** Plays a recording on a machine: each step is one transaction of its memory map. Owner thread only. */
 export class Player {
   readonly recording: Recording;
   readonly memories: readonly HostMemory[];
   /** Ranges of address spaces that the machine doesn't have: not played, and counted here. */
   skipped = 0;
-  readonly #machine: Machine;
-  readonly #regions = new Map<RecordedRange, MemoryRegion>();
+  readonly #machine: ReplayMachine;
+  #regions: ReadonlyMap<RecordedRange, MemoryRegion> = new Map();
   #next = 0;
 
   /** Allocates the memory that the recording needs. Throws `CAPACITY` if the backend hasn't got that much. */
-  constructor(machine: Machine, recording: Recording) {
+  constructor(machine: ReplayMachine, recording: Recording) {
     this.#machine = machine;
     this.recording = recording;
     this.memories = recording.memories.map(({ size }) => machine.allocate(size));
@@ -40,8 +44,9 @@ export class Player {
    */
   step(): void {
     const { steps } = this.recording;
+    if (steps.length === 0) throw new MemorySlotsError('INVALID', 'the recording has no transactions to play');
     if (this.#next === steps.length) {
-      this.#play({ deletes: [...this.#regions.keys()], adds: steps[0]?.adds ?? [] });
+      this.#play({ deletes: [...this.#regions.keys()], adds: steps[0]?.adds ?? [], relogged: new Map() });
       this.#next = 1;
     } else {
       this.#play(steps[this.#next]!);
@@ -50,15 +55,24 @@ export class Player {
   }
 
   #play(step: RecordedStep): void {
-    const [deletes, adds] = [step.deletes, step.adds].map((ranges) => ranges.filter((range) => this.#has(range)));
-    this.skipped += step.adds.length - adds!.length;
-    const added = new Map<RecordedRange, MemoryRegion>();
+    const adds = step.adds.filter((range) => this.#has(range));
+    this.skipped += step.adds.length - adds.length;
+    const next = new Map(this.#regions);
+    // What only changed its logging is the same region.
+    const stays = new Set(step.relogged.values());
     this.#machine.transaction(() => {
-      for (const range of deletes!) this.#root(range).remove(this.#regions.get(range)!);
-      for (const range of adds!) added.set(range, this.#add(range));
+      for (const range of step.deletes) {
+        const region = next.get(range);
+        if (region !== undefined && !stays.has(range)) this.#root(range).remove(region);
+        next.delete(range);
+      }
+      for (const range of adds) {
+        const region = this.#regions.get(step.relogged.get(range)!);
+        region?.setLogging((range.flags & logDirty) !== 0);
+        next.set(range, region ?? this.#add(range));
+      }
     });
-    for (const range of deletes!) this.#regions.delete(range);
-    for (const [range, region] of added) this.#regions.set(range, region);
+    this.#regions = next;
   }
 
   #has(range: RecordedRange): boolean {

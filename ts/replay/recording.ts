@@ -16,6 +16,8 @@ export interface RecordedRange {
 export interface RecordedStep {
   readonly deletes: readonly RecordedRange[];
   readonly adds: readonly RecordedRange[];
+  /** Of the adds, those that a deleted range became by a change of flags: what they were before. */
+  readonly relogged: ReadonlyMap<RecordedRange, RecordedRange>;
 }
 
 /** What a log's slot calls come to, in terms of memory that can be allocated anew. */
@@ -25,27 +27,40 @@ export interface Recording {
   readonly steps: readonly RecordedStep[];
   /** Calls that failed when they were recorded: they changed nothing, and aren't repeated. */
   readonly failures: number;
+  /** Further virtual machines in the log, whose transactions aren't in here. */
+  readonly otherVms: number;
 }
 
-/** Makes a recording of the transactions of one VM. */
+/** Makes a recording of a log's transactions: of those of the VM that comes first. Other VMs are counted. */
 export async function recordingOf(transactions: AsyncIterable<Transaction>): Promise<Recording> {
-  const changes: { deletes: Set<Slot>; adds: Set<Slot> }[] = [];
+  const others = new Set<string>();
+  let first: string | undefined;
+  const changes: { deletes: Set<Slot>; adds: Set<Slot>; relogged: Map<Slot, Slot> }[] = [];
   const slots = new Set<Slot>();
   let failures = 0;
-  for await (const { steps } of transactions) {
+  for await (const { vm, steps } of transactions) {
+    first ??= vm;
+    if (vm !== first) {
+      others.add(vm);
+      continue;
+    }
     const deletes = new Set<Slot>();
     const adds = new Set<Slot>();
+    const relogged = new Map<Slot, Slot>();
     for (const { change, before, after } of steps) {
       if (change === 'failed') failures++;
       if (change === 'failed' || change === 'none') continue;
       // What came and went within the transaction is in neither.
-      if (before !== undefined && !adds.delete(before)) deletes.add(before);
+      if (before !== undefined && !adds.delete(before)) {
+        deletes.add(before);
+        if (change === 'flags') relogged.set(after!, before);
+      }
       if (after !== undefined) {
         adds.add(after);
         slots.add(after);
       }
     }
-    changes.push({ deletes, adds });
+    changes.push({ deletes, adds, relogged });
   }
   const memories = extents([...slots]);
   // One slot, one object: a step deletes the very range that an earlier one added.
@@ -53,8 +68,13 @@ export async function recordingOf(transactions: AsyncIterable<Transaction>): Pro
   const ofSlots = (set: Set<Slot>) => [...set].map((slot) => ranges.get(slot)!);
   return {
     memories,
-    steps: changes.map(({ deletes, adds }) => ({ deletes: ofSlots(deletes), adds: ofSlots(adds) })),
+    steps: changes.map(({ deletes, adds, relogged }) => ({
+      deletes: ofSlots(deletes),
+      adds: ofSlots(adds),
+      relogged: new Map([...relogged].map(([after, before]) => [ranges.get(after)!, ranges.get(before)!])),
+    })),
     failures,
+    otherVms: others.size,
   };
 }
 

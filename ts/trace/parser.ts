@@ -15,7 +15,7 @@ export interface LineParser {
   readonly unreadable?: number;
   /**
    * The event that the line at `start` makes, `noEvent`, or `undefined` for a foreign line. `bytes` has a newline at
-   * or after `start`. Throws {@link MalformedLine}, after which `end` means nothing.
+   * or after `start`, and `slack` bytes behind it (literal.ts). Throws {@link MalformedLine}, after which `end` means nothing.
    */
   parse(bytes: Uint8Array, start: number, line: number): TraceEvent | typeof noEvent | undefined;
   /** The event that only the end of the log completes. */

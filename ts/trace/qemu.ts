@@ -1,100 +1,146 @@
-import { ascii, Cursor } from './cursor.js';
-import type { SlotUpdate, TraceEvent } from './event.js';
+import { onlyVm, type SlotUpdate, type TraceEvent } from './event.js';
+import { type Literal, literal, matches } from './literal.js';
 import { type LineParser, MalformedLine } from './parser.js';
 
-const text = (words: string) => ascii(words);
-const setUserMemory = text('kvm_set_user_memory ');
-const addressSpaceField = text('AddrSpace#');
-const slotField = text('Slot#');
-const slotAfterAddressSpace = text(' Slot#');
-const flagsField = text(' flags=0x');
-const gpaField = text(' gpa=0x');
-const sizeField = text(' size=0x');
-const hostAddressField = text(' ua=0x');
-const guestMemfdField = text(' guest_memfd=');
-const guestMemfdOffsetField = text(' guest_memfd_offset=0x');
-const resultField = text(' ret=');
-const transactionField = text('transaction=');
-const [space, newline, carriageReturn, quote, zero, nine, at, dot, colon, dash] = [
-  32, 10, 13, 34, 48, 57, 64, 46, 58, 45,
-];
-const [letterK, letterM, letterT, letterZ] = [107, 109, 84, 90];
-
-/** The number of days from 1970-01-01 to a date of the Gregorian calendar, `month` from 1. */
-function daysSinceEpoch(year: number, month: number, day: number): number {
-  const fromMarch = month > 2 ? year : year - 1;
-  const yearDay = Math.floor((153 * (month + (month > 2 ? -3 : 9)) + 2) / 5) + day - 1;
-  return (
-    fromMarch * 365 +
-    Math.floor(fromMarch / 4) -
-    Math.floor(fromMarch / 100) +
-    Math.floor(fromMarch / 400) +
-    yearDay -
-    719468
-  );
-}
-
-type Reader = (cursor: Cursor, line: number, time: number | undefined, thread: number | undefined) => TraceEvent;
-
-/** The other events that are understood, by name; each reads what follows the name and a blank. */
-const neighbours: readonly (readonly [name: Uint8Array, reader: Reader])[] = [
-  [
-    text('kvm_run_exit '),
-    (cursor, line, time, thread) => {
-      const vcpu = number(cursor, 'cpu_index ', 'decimal');
-      return { kind: 'run-exit', line, time, thread, vcpu, reason: number(cursor, ', reason ', 'integer') };
-    },
-  ],
-  [
-    text('kvm_slots_grow '),
-    (cursor, line, time, thread) => {
-      const from = number(cursor, '', 'decimal');
-      return { kind: 'slots-grow', line, time, thread, from, to: number(cursor, ' -> ', 'decimal') };
-    },
-  ],
-  [
-    text('kvm_clear_dirty_log '),
-    (cursor, line, time, thread) => {
-      const slot = number(cursor, 'slot#', 'decimal');
-      const start = number(cursor, ' start 0x', 'hex');
-      return { kind: 'clear-dirty-log', line, time, thread, slot, start, size: number(cursor, ' size 0x', 'hex') };
-    },
-  ],
-  [
-    text('memslots_commit '),
-    (cursor, line, time, thread) => ({ kind: 'commit', line, time, thread, transaction: transaction(cursor) }),
-  ],
-  [
-    text('memslots_window_begin '),
-    (cursor, line, time, thread) => ({ kind: 'window-begin', line, time, thread, transaction: transaction(cursor) }),
-  ],
-  [
-    text('memslots_window_end '),
-    (cursor, line, time, thread) => ({ kind: 'window-end', line, time, thread, transaction: transaction(cursor) }),
-  ],
-  [
-    text('memslots_rollback '),
-    (cursor, line, time, thread) => {
-      const of = transaction(cursor);
-      return { kind: 'rollback', line, time, thread, transaction: of, result: number(cursor, ' ret=', 'integer') };
-    },
-  ],
+const [newline, carriageReturn, space, quote, dash, dot, zero, colon, equals, at] = [
+  10, 13, 32, 34, 45, 46, 48, 58, 61, 64,
 ];
 
-function number(cursor: Cursor, before: string, how: 'decimal' | 'integer' | 'hex'): number {
-  if (!cursor.pass(text(before))) throw new MalformedLine(`'${before.trim()}' is missing`);
-  return exact(cursor, cursor[how](), before.trim());
+/** The value of each byte as a digit of a base, 255 for all others. */
+function digitTable(base: number): Uint8Array {
+  const table = new Uint8Array(256).fill(255);
+  for (let value = 0; value < base; value++) {
+    table[value.toString(16).charCodeAt(0)] = value;
+    table[value.toString(16).toUpperCase().charCodeAt(0)] = value;
+  }
+  return table;
 }
 
-function exact(cursor: Cursor, value: number, field: string): number {
-  if (Number.isNaN(value)) throw new MalformedLine(`${field} has ${cursor.fault}`);
-  return value;
+const decimalDigits = digitTable(10);
+const hexDigits = digitTable(16);
+
+/** What stands before a number, and how the number is written. */
+interface Field {
+  readonly before: Literal;
+  readonly base: 10 | 16;
+  readonly digits: Uint8Array;
+  /** How many fields are left out together where this one is missing; 0 for one that must be there. */
+  readonly optional: number;
 }
 
-function transaction(cursor: Cursor): number {
-  if (!cursor.pass(transactionField)) throw new MalformedLine("'transaction=' is missing");
-  return exact(cursor, cursor.decimal(), 'transaction=');
+function decimal(before: string, optional = 0): Field {
+  return { before: literal(before), base: 10, digits: decimalDigits, optional };
 }
+
+function hex(before: string): Field {
+  return { before: literal(before), base: 16, digits: hexDigits, optional: 0 };
+}
+
+/** An event of one name: its fields, and what their values make (NaN for those left out). */
+interface Form {
+  readonly name: Literal;
+  readonly fields: readonly Field[];
+  make(values: Float64Array, line: number, time: number | undefined, thread: number | undefined): TraceEvent;
+}
+
+function makeSlotUpdate(
+  values: Float64Array,
+  line: number,
+  time: number | undefined,
+  thread: number | undefined,
+): SlotUpdate {
+  let addressSpace = values[0]!;
+  let slot = values[1]!;
+  if (Number.isNaN(addressSpace)) {
+    addressSpace = Math.floor(slot / 0x10000);
+    slot %= 0x10000;
+  }
+  if (!(addressSpace >= 0 && addressSpace <= 0xffff && slot >= 0 && slot <= 0xffff)) {
+    throw new MalformedLine(`there is no slot ${slot} of address space ${addressSpace}`);
+  }
+  const fd = values[6]!;
+  return {
+    kind: 'slot',
+    line,
+    time,
+    thread,
+    vm: onlyVm,
+    addressSpace,
+    slot,
+    flags: values[2]!,
+    gpa: values[3]!,
+    size: values[4]!,
+    hostAddress: values[5]!,
+    guestMemfd: fd >= 0 ? { fd, offset: values[7]! } : undefined,
+    result: values[8]!,
+  };
+}
+
+const guestMemfdOffset = hex(' guest_memfd_offset=0x');
+
+const setUserMemory: Form = {
+  name: literal('kvm_set_user_memory'),
+  fields: [
+    decimal(' AddrSpace#', 1),
+    decimal(' Slot#'),
+    hex(' flags=0x'),
+    hex(' gpa=0x'),
+    hex(' size=0x'),
+    hex(' ua=0x'),
+    decimal(' guest_memfd=', 2),
+    guestMemfdOffset,
+    decimal(' ret='),
+  ],
+  make: makeSlotUpdate,
+};
+
+function mark(kind: 'commit' | 'window-begin' | 'window-end', name: string): Form {
+  return {
+    name: literal(name),
+    fields: [decimal(' transaction=')],
+    make: (values, line, time, thread) => ({ kind, line, time, thread, transaction: values[0]! }),
+  };
+}
+
+/** The other events that are understood. */
+const neighbours: readonly Form[] = [
+  {
+    name: literal('kvm_run_exit'),
+    fields: [decimal(' cpu_index '), decimal(', reason ')],
+    make: (values, line, time, thread) => {
+      return { kind: 'run-exit', line, time, thread, vcpu: values[0]!, reason: values[1]! };
+    },
+  },
+  {
+    name: literal('kvm_slots_grow'),
+    fields: [decimal(' '), decimal(' -> ')],
+    make: (values, line, time, thread) => {
+      return { kind: 'slots-grow', line, time, thread, from: values[0]!, to: values[1]! };
+    },
+  },
+  {
+    name: literal('kvm_clear_dirty_log'),
+    fields: [decimal(' slot#'), hex(' start 0x'), hex(' size 0x')],
+    make: (values, line, time, thread) => {
+      const [slot, start, size] = [values[0]!, values[1]!, values[2]!];
+      return { kind: 'clear-dirty-log', line, time, thread, slot, start, size };
+    },
+  },
+  mark('commit', 'memslots_commit'),
+  mark('window-begin', 'memslots_window_begin'),
+  mark('window-end', 'memslots_window_end'),
+  {
+    name: literal('memslots_rollback'),
+    fields: [decimal(' transaction='), decimal(' ret=')],
+    make: (values, line, time, thread) => {
+      return { kind: 'rollback', line, time, thread, transaction: values[0]!, result: values[1]! };
+    },
+  },
+];
+
+const forms = [setUserMemory, ...neighbours];
+const longestSecond = 32;
+const mostFields = Math.max(...forms.map(({ fields }) => fields.length));
 
 /**
  * QEMU's log of `kvm_set_user_memory` and the events beside it, and this library's own log, which has the same form.
@@ -103,177 +149,216 @@ function transaction(cursor: Cursor): number {
  */
 export class QemuParser implements LineParser {
   readonly format = 'qemu';
-  readonly #cursor = new Cursor();
+  end = 0;
+  readonly #values = new Float64Array(mostFields);
+  #bytes: Uint8Array = new Uint8Array(0);
+  #view: DataView = new DataView(new ArrayBuffer(0));
+  /** The last line's `THREAD@SECONDS.`: its bytes, their number, and what they say (microseconds, thread). */
+  readonly #second = new DataView(new ArrayBuffer(longestSecond));
+  #secondLength = 0;
+  #secondStart = 0;
+  #secondThread = 0;
   #time: number | undefined;
   #thread: number | undefined;
 
-  end = 0;
-
   parse(bytes: Uint8Array, start: number, line: number): TraceEvent | undefined {
-    const cursor = this.#cursor;
-    cursor.bytes = bytes;
-    cursor.at = start;
-    this.#prefix();
-    let event = this.#event(line);
-    if (event === undefined && this.#findName()) event = this.#event(line);
-    if (event === undefined) this.end = bytes.indexOf(newline, cursor.at);
-    else this.#finish();
-    return event;
+    if (this.#bytes !== bytes) {
+      this.#bytes = bytes;
+      this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    }
+    const name = this.#prefix(start);
+    const form = this.#isForm(name, setUserMemory) ? setUserMemory : this.#formAt(name);
+    return form === undefined ? this.#search(name, line) : this.#fields(form, name, line);
   }
 
-  /** Reads the time and thread that begin the line, and leaves the cursor behind them or, without them, in place. */
-  #prefix(): void {
-    const cursor = this.#cursor;
-    const start = cursor.at;
+  /** Reads the time and thread that begin the line; the place behind them or, without them, of the line's start. */
+  #prefix(start: number): number {
     this.#time = undefined;
     this.#thread = undefined;
-    const first = cursor.peek();
-    if (first < zero || first > nine) return;
-    const number = cursor.decimal();
-    const next = cursor.peek();
-    if (next === at) {
-      cursor.at++;
-      const seconds = cursor.decimal();
-      const micros = this.#fraction();
-      if (cursor.peek() === colon) {
-        cursor.at++;
-        this.#thread = number;
-        this.#time = seconds * 1e6 + micros;
-        return;
+    let length = this.#secondLength;
+    if (length === 0 || !same(this.#view, start, this.#second, length)) {
+      length = this.#readSecond(start);
+      if (length === 0) return this.#isoTime(start);
+    }
+    const bytes = this.#bytes;
+    const place = start + length;
+    const micros = sixDigits(bytes, place);
+    if (micros < 0 || bytes[place + 6] !== colon) return start;
+    this.#time = this.#secondStart + micros;
+    this.#thread = this.#secondThread;
+    return place + 7;
+  }
+
+  /**
+   * Reads `THREAD@SECONDS.`, and remembers it: mostly the next lines begin alike. Its length, or 0 if the line begins
+   * otherwise.
+   */
+  #readSecond(start: number): number {
+    const bytes = this.#bytes;
+    let place = start;
+    let thread = 0;
+    let digit = bytes[place]! - zero;
+    while (digit >= 0 && digit <= 9) {
+      thread = thread * 10 + digit;
+      digit = bytes[++place]! - zero;
+    }
+    if (place === start || bytes[place] !== at) return 0;
+    let seconds = 0;
+    digit = bytes[++place]! - zero;
+    while (digit >= 0 && digit <= 9) {
+      seconds = seconds * 10 + digit;
+      digit = bytes[++place]! - zero;
+    }
+    const length = place + 1 - start;
+    if (bytes[place] !== dot || length > longestSecond || seconds > 9e9) return 0;
+    for (let index = 0; index < length; index++) this.#second.setUint8(index, bytes[start + index]!);
+    this.#secondLength = length;
+    this.#secondThread = thread;
+    this.#secondStart = seconds * 1e6;
+    return length;
+  }
+
+  /** `2025-07-21T18:43:28.089797Z `, with up to nine digits of a second's fraction or none. */
+  #isoTime(start: number): number {
+    if (this.#bytes[start + 4] !== dash) return start;
+    let text = '';
+    for (let place = start; text.length <= 32; place++) {
+      const byte = this.#bytes[place]!;
+      if (byte <= space) break;
+      text += String.fromCharCode(byte);
+    }
+    const parts = /^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?Z$/.exec(text);
+    if (parts === null || this.#bytes[start + text.length] !== space) return start;
+    const milliseconds = Date.parse(`${parts[1]}Z`);
+    if (Number.isNaN(milliseconds)) return start;
+    this.#time = milliseconds * 1000 + Number((parts[2] ?? '').padEnd(6, '0').slice(0, 6));
+    return start + text.length + 1;
+  }
+
+  #formAt(place: number): Form | undefined {
+    return forms.find((form) => this.#isForm(place, form));
+  }
+
+  #isForm(place: number, { name }: Form): boolean {
+    return matches(this.#view, place, name) && this.#bytes[place + name.length]! <= space;
+  }
+
+  /** Reads an event's fields, and the ` name=value` fields that forks append, up to the end of the line. */
+  #fields(form: Form, name: number, line: number): TraceEvent {
+    const bytes = this.#bytes;
+    const view = this.#view;
+    const values = this.#values;
+    const { fields } = form;
+    let place = name + form.name.length;
+    for (let index = 0; index < fields.length; index++) {
+      const field = fields[index]!;
+      const { before } = field;
+      if (!matches(view, place, before)) {
+        const { optional } = field;
+        if (optional === 0) throw new MalformedLine(`'${before.text.trim()}' is missing`);
+        for (let left = 0; left < optional; left++) values[index + left] = Number.NaN;
+        index += optional - 1;
+        continue;
       }
-    } else if (next === dash && cursor.at - start === 4) {
-      const time = this.#isoTime(number);
-      if (!Number.isNaN(time)) {
-        this.#time = time;
-        return;
+      place += before.length;
+      let first = place;
+      let value = 0;
+      // A loop for each base: the compiler then knows the factor.
+      if (field.base === 16) {
+        let digit = hexDigits[bytes[place]!]!;
+        while (digit !== 255) {
+          value = value * 16 + digit;
+          digit = hexDigits[bytes[++place]!]!;
+        }
+      } else {
+        if (bytes[place] === dash) first = ++place;
+        let digit = bytes[place]! - zero;
+        while (digit >= 0 && digit <= 9) {
+          value = value * 10 + digit;
+          digit = bytes[++place]! - zero;
+        }
+        if (bytes[first - 1] === dash) value = 0 - value;
       }
+      if (place === first) throw new MalformedLine(`'${before.text.trim()}' has no number`);
+      if (Math.abs(value) > Number.MAX_SAFE_INTEGER && !isExact(bytes, first, place, field.base)) {
+        // Without a guest_memfd QEMU 9.1 to 10.0 print whatever the offset's field held.
+        if (field !== guestMemfdOffset || !(values[index - 1]! < 0)) {
+          throw new MalformedLine(`'${before.text.trim()}' has a number too large to be held exactly`);
+        }
+      }
+      values[index] = value;
     }
-    cursor.at = start;
+    this.end = this.#lineEnd(place);
+    return form.make(values, line, this.#time, this.#thread);
   }
 
-  /** `.` and digits as whole microseconds; 0 without them. */
-  #fraction(): number {
-    const cursor = this.#cursor;
-    if (cursor.peek() !== dot) return 0;
-    const start = ++cursor.at;
-    const value = cursor.decimal();
-    const length = cursor.at - start;
-    return length === 6 ? value : Math.floor(value * 10 ** (6 - length));
-  }
-
-  /** The rest of `YEAR-MONTH-DAYTHOUR:MINUTE:SECONDZ ` in microseconds since the epoch; NaN if it is something else. */
-  #isoTime(year: number): number {
-    const month = this.#after(dash);
-    const day = this.#after(dash);
-    const hour = this.#after(letterT);
-    const minute = this.#after(colon);
-    const second = this.#after(colon);
-    const micros = this.#fraction();
-    const zone = this.#after(letterZ, false) + this.#after(space, false);
-    return (((daysSinceEpoch(year, month, day) * 24 + hour) * 60 + minute) * 60 + second) * 1e6 + micros + zone;
-  }
-
-  #after(byte: number, decimal = true): number {
-    const cursor = this.#cursor;
-    if (cursor.peek() !== byte) return Number.NaN;
-    cursor.at++;
-    return decimal ? cursor.decimal() : 0;
-  }
-
-  #event(line: number): TraceEvent | undefined {
-    const cursor = this.#cursor;
-    if (cursor.pass(setUserMemory)) return this.#setUserMemory(line);
-    const first = cursor.peek();
-    if (first !== letterK && first !== letterM) return undefined;
-    for (const [name, reader] of neighbours) {
-      if (cursor.pass(name)) return reader(cursor, line, this.#time, this.#thread);
+  /** Where the newline is, behind nothing but ` name=value` fields. */
+  #lineEnd(from: number): number {
+    const bytes = this.#bytes;
+    let place = from;
+    while (bytes[place] === space) {
+      const name = ++place;
+      while (isLetter(bytes[place]!)) place++;
+      if (place === name || bytes[place] !== equals) break;
+      while (bytes[place]! > space) place++;
     }
-    return undefined;
+    if (bytes[place] === carriageReturn) place++;
+    if (bytes[place] !== newline) throw new MalformedLine('the line goes on after its last field');
+    return place;
   }
 
-  #setUserMemory(line: number): SlotUpdate {
-    const cursor = this.#cursor;
-    let addressSpace = -1;
-    if (cursor.pass(addressSpaceField)) {
-      addressSpace = exact(cursor, cursor.decimal(), 'AddrSpace#');
-    }
-    if (!cursor.pass(addressSpace < 0 ? slotField : slotAfterAddressSpace))
-      throw new MalformedLine("'Slot#' is missing");
-    let slot = exact(cursor, cursor.decimal(), 'Slot#');
-    if (addressSpace < 0) {
-      addressSpace = Math.floor(slot / 0x10000);
-      slot %= 0x10000;
-    }
-    if (slot > 0xffff || addressSpace > 0xffff) throw new MalformedLine('Slot# has a number above its range');
-    const flags = this.#hex(flagsField, 'flags=0x');
-    const gpa = this.#hex(gpaField, 'gpa=0x');
-    const size = this.#hex(sizeField, 'size=0x');
-    const hostAddress = this.#hex(hostAddressField, 'ua=0x');
-    let guestMemfd: SlotUpdate['guestMemfd'];
-    if (cursor.pass(guestMemfdField)) {
-      const fd = exact(cursor, cursor.integer(), 'guest_memfd=');
-      if (!cursor.pass(guestMemfdOffsetField)) throw new MalformedLine("'guest_memfd_offset=0x' is missing");
-      const offset = cursor.hex();
-      if (fd >= 0) guestMemfd = { fd, offset: exact(cursor, offset, 'guest_memfd_offset=0x') };
-    }
-    if (!cursor.pass(resultField)) throw new MalformedLine("'ret=' is missing");
-    const result = exact(cursor, cursor.integer(), 'ret=');
-    return {
-      kind: 'slot',
-      line,
-      time: this.#time,
-      thread: this.#thread,
-      vm: 'vm',
-      addressSpace,
-      slot,
-      flags,
-      gpa,
-      size,
-      hostAddress,
-      guestMemfd,
-      result,
-    };
-  }
-
-  #hex(field: Uint8Array, name: string): number {
-    const cursor = this.#cursor;
-    if (!cursor.pass(field)) throw new MalformedLine(`'${name}' is missing`);
-    const value = cursor.hex();
-    if (Number.isNaN(value)) throw new MalformedLine(`${name} has ${cursor.fault}`);
-    return value;
-  }
-
-  /** Goes to the end of the line, past the ` name=value` fields that forks append. */
-  #finish(): void {
-    const cursor = this.#cursor;
-    while (cursor.peek() === space) {
-      cursor.at++;
-      cursor.skipField();
-    }
-    if (cursor.peek() === carriageReturn) cursor.at++;
-    if (cursor.peek() !== newline) throw new MalformedLine('the line goes on after its last field');
-    this.end = cursor.at;
-  }
-
-  /** Looks for an event's name behind a foreign prefix, and goes there. */
-  #findName(): boolean {
-    const cursor = this.#cursor;
-    const { bytes } = cursor;
+  /** Looks for an event's name behind a foreign prefix. */
+  #search(from: number, line: number): TraceEvent | undefined {
+    const bytes = this.#bytes;
     let before = newline;
-    for (let place = cursor.at; ; place++) {
+    for (let place = from; ; place++) {
       const byte = bytes[place]!;
-      if (byte === newline || byte === quote) return false;
-      if ((byte === letterK || byte === letterM) && (before === space || before === colon)) {
-        cursor.at = place;
-        const found = startsWithName(cursor);
-        cursor.at = place;
-        if (found) return true;
+      if (byte === newline || byte === quote) {
+        this.end = bytes.indexOf(newline, place);
+        return undefined;
+      }
+      if (before === space || before === colon) {
+        const form = this.#formAt(place);
+        if (form !== undefined) return this.#fields(form, place, line);
       }
       before = byte;
     }
   }
 }
 
-function startsWithName(cursor: Cursor): boolean {
-  return cursor.pass(setUserMemory) || neighbours.some(([name]) => cursor.pass(name));
+/** Whether the first `length` bytes of `text`, all ASCII, stand at a place (compared as in {@link matches}). */
+function same(view: DataView, at: number, text: DataView, length: number): boolean {
+  if (length < 8) {
+    for (let index = 0; index < length; index++) {
+      if (view.getUint8(at + index) !== text.getUint8(index)) return false;
+    }
+    return true;
+  }
+  for (let index = 0; index < length - 8; index += 8) {
+    if (view.getFloat64(at + index) !== text.getFloat64(index)) return false;
+  }
+  return view.getFloat64(at + length - 8) === text.getFloat64(length - 8);
+}
+
+/** Six decimal digits as a number; −1 if there are fewer. */
+function sixDigits(bytes: Uint8Array, at: number): number {
+  let value = 0;
+  for (let index = 0; index < 6; index++) {
+    const digit = bytes[at + index]! - zero;
+    if (digit < 0 || digit > 9) return -1;
+    value = value * 10 + digit;
+  }
+  return value;
+}
+
+/** Whether the number that digits write is one that a JS number holds, and below 2^64. */
+function isExact(bytes: Uint8Array, start: number, end: number, base: 10 | 16): boolean {
+  if (end - start > 20) return false;
+  const value = BigInt((base === 16 ? '0x' : '') + String.fromCharCode(...bytes.subarray(start, end)));
+  return value < 1n << 64n && BigInt(Number(value)) === value;
+}
+
+/** Lower-case letters and `_`. */
+function isLetter(byte: number): boolean {
+  return (byte >= 97 && byte <= 122) || byte === 95;
 }

@@ -1,13 +1,16 @@
 import { MemorySlotsError } from '../core/errors.js';
 import type { TraceEvent, TraceFormat } from './event.js';
+import { JsonParser } from './json.js';
+import { slack } from './literal.js';
+import { MtreeParser } from './mtree.js';
 import { type LineParser, MalformedLine, noEvent } from './parser.js';
 import { QemuParser } from './qemu.js';
+import { StraceParser } from './strace.js';
 
 const newline = 10;
 
 /** Lines longer than this, in bytes, are skipped and counted. */
 export const longestLine = 1 << 20;
-const largestPiece = 1 << 18;
 
 /** What was read so far. */
 export interface TraceCounts {
@@ -29,12 +32,6 @@ export interface ReadOptions {
   readonly lenient?: boolean;
 }
 
-/** A format that the log may turn out to have. */
-interface Candidate {
-  readonly parser: LineParser;
-  foreign: number;
-}
-
 /**
  * Turns bytes into events. The format is that of the first line which one of the known formats understands: until
  * then every line is shown to all of them, so none misses what it must remember.
@@ -43,14 +40,20 @@ interface Candidate {
  */
 export class TraceParser {
   readonly #lenient: boolean;
-  #candidates: Candidate[] = [new QemuParser()].map((parser) => ({ parser, foreign: 0 }));
-  #decided: Candidate | undefined;
+  readonly #candidates: readonly LineParser[] = [
+    new QemuParser(),
+    new StraceParser(),
+    new MtreeParser(),
+    new JsonParser(),
+  ];
+  #parser: LineParser | undefined;
   #buffer = new Uint8Array(1 << 16);
   /** Bytes at the start of the buffer that wait for the rest of their line. */
   #held = 0;
   /** In the middle of a line that is too long. */
   #skipping = false;
   #lines = 0;
+  #foreign = 0;
   #malformed = 0;
   #tooLong = 0;
 
@@ -60,16 +63,16 @@ export class TraceParser {
 
   /** The log's format, `undefined` until a line tells it. */
   get format(): TraceFormat | undefined {
-    return this.#decided?.parser.format;
+    return this.#parser?.format;
   }
 
   get counts(): TraceCounts {
     return {
       lines: this.#lines,
-      foreign: this.#decided?.foreign ?? this.#lines - this.#malformed - this.#tooLong,
+      foreign: this.#foreign,
       malformed: this.#malformed,
       tooLong: this.#tooLong,
-      unreadable: this.#decided?.parser.unreadable ?? 0,
+      unreadable: this.#parser?.unreadable ?? 0,
     };
   }
 
@@ -79,58 +82,72 @@ export class TraceParser {
    */
   push(chunk: Uint8Array): TraceEvent[] {
     const events: TraceEvent[] = [];
-    for (let start = 0; start < chunk.length; start += largestPiece) {
-      this.#push(chunk.subarray(start, start + largestPiece), events);
+    // Buffers of all kinds become plain arrays, so that the compiler sees one kind.
+    const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length);
+    let start = 0;
+    if (this.#held > 0 || this.#skipping) {
+      start = bytes.indexOf(newline) + 1;
+      this.#hold(start === 0 ? bytes : bytes.subarray(0, start));
+      if (start === 0) return events;
+      this.#parseHeld(events);
+    }
+    // Whole lines are read where they are, all but those at the very end, behind which the chunk has no slack.
+    const end = bytes.lastIndexOf(newline, bytes.length - 1 - slack) + 1;
+    if (bytes.length > slack && end > start) {
+      this.#parse(bytes, start, end, events);
+      start = end;
+    }
+    while (start < bytes.length) {
+      const next = bytes.indexOf(newline, start) + 1;
+      this.#hold(bytes.subarray(start, next === 0 ? bytes.length : next));
+      if (next === 0) break;
+      this.#parseHeld(events);
+      start = next;
     }
     return events;
   }
 
-  #push(chunk: Uint8Array, events: TraceEvent[]): void {
-    const held = this.#held;
-    const length = held + chunk.length;
-    if (length > this.#buffer.length) {
-      const larger = new Uint8Array(2 ** Math.ceil(Math.log2(length)));
-      larger.set(this.#buffer.subarray(0, held));
+  /** Keeps the beginning of a line. */
+  #hold(bytes: Uint8Array): void {
+    const length = this.#held + bytes.length;
+    if (this.#skipping || length > longestLine + 1) {
+      this.#skipping = true;
+      this.#held = 0;
+      // The line's end is all that matters now.
+      if (bytes.at(-1) === newline) this.#buffer[this.#held++] = newline;
+      return;
+    }
+    if (length + slack > this.#buffer.length) {
+      const larger = new Uint8Array(2 ** Math.ceil(Math.log2(length + slack)));
+      larger.set(this.#buffer.subarray(0, this.#held));
       this.#buffer = larger;
     }
-    const buffer = this.#buffer;
-    buffer.set(chunk, held);
-    // The buffer may hold newlines of earlier chunks behind `length`.
-    const complete = held + chunk.lastIndexOf(newline) + 1;
-    if (complete > held) {
-      this.#parse(buffer, complete, events);
-      buffer.copyWithin(0, complete, length);
-      this.#hold(length - complete);
-    } else this.#hold(length);
+    this.#buffer.set(bytes, this.#held);
+    this.#held = length;
+  }
+
+  /** Reads the held line, which is complete. */
+  #parseHeld(events: TraceEvent[], note = ''): void {
+    const length = this.#held;
+    this.#held = 0;
+    this.#parse(this.#buffer, 0, length, events, note);
   }
 
   /** The events that only the end of the log completes; a last line without a newline counts as one. */
   end(): TraceEvent[] {
     const events: TraceEvent[] = [];
     if (this.#held > 0 || this.#skipping) {
-      const bytes = new Uint8Array(this.#held + 1);
-      bytes.set(this.#buffer.subarray(0, this.#held));
-      bytes[this.#held] = newline;
-      this.#parse(bytes, bytes.length, events, '; the log ends in the middle of this line');
-      this.#held = 0;
+      this.#hold(Uint8Array.of(newline));
+      this.#parseHeld(events, '; the log ends in the middle of this line');
     }
-    for (const candidate of this.#decided === undefined ? this.#candidates : [this.#decided]) {
-      const event = candidate.parser.close?.();
-      if (event === undefined) continue;
-      this.#decided = candidate;
-      events.push(event);
-    }
+    const last = this.#parser?.close?.();
+    if (last !== undefined) events.push(last);
     return events;
   }
 
-  #hold(length: number): void {
-    this.#skipping ||= length > longestLine;
-    this.#held = this.#skipping ? 0 : length;
-  }
-
-  /** Appends to `events` those of the lines in `bytes` up to `complete`, where a newline stands before. */
-  #parse(bytes: Uint8Array, complete: number, events: TraceEvent[], note = ''): void {
-    let at = 0;
+  /** Appends to `events` those of the lines in `bytes` from `start` up to `complete`, which is behind a newline. */
+  #parse(bytes: Uint8Array, start: number, complete: number, events: TraceEvent[], note = ''): void {
+    let at = start;
     while (at < complete) {
       const line = ++this.#lines;
       if (line === 1 && bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf) at = 3;
@@ -140,14 +157,12 @@ export class TraceParser {
         at = bytes.indexOf(newline, at) + 1;
         continue;
       }
-      const candidate = this.#decided;
       try {
-        const event = candidate === undefined ? this.#detect(bytes, at, line) : candidate.parser.parse(bytes, at, line);
-        const end = (this.#decided ?? this.#candidates[0]!).parser.end;
+        const event = this.#parser === undefined ? this.#detect(bytes, at, line) : this.#parser.parse(bytes, at, line);
+        const { end } = this.#parser ?? this.#candidates[0]!;
         if (end - at > longestLine) this.#tooLong++;
-        else if (event === undefined) {
-          if (candidate !== undefined) candidate.foreign++;
-        } else if (event !== noEvent) events.push(event);
+        else if (event === undefined) this.#foreign++;
+        else if (event !== noEvent) events.push(event);
         at = end + 1;
       } catch (error) {
         if (!(error instanceof MalformedLine)) throw error;
@@ -165,18 +180,14 @@ export class TraceParser {
 
   /** Shows a line to all formats; the first to understand it is the log's. */
   #detect(bytes: Uint8Array, start: number, line: number): ReturnType<LineParser['parse']> {
-    for (const candidate of this.#candidates) {
-      const { parser } = candidate;
+    for (const parser of this.#candidates) {
       try {
         const event = parser.parse(bytes, start, line);
-        if (event === undefined) {
-          if (parser.end - start <= longestLine) candidate.foreign++;
-        } else if (event !== noEvent) {
-          this.#decided = candidate;
-          return event;
-        }
+        if (event === undefined) continue;
+        this.#parser = parser;
+        return event;
       } catch (error) {
-        if (error instanceof MalformedLine) this.#decided = candidate;
+        if (error instanceof MalformedLine) this.#parser = parser;
         throw error;
       }
     }
@@ -250,7 +261,8 @@ async function plain(source: TraceSource): Promise<AsyncIterable<Uint8Array>> {
   while (seen < 2) {
     const { done, value } = await chunks.next();
     if (done) break;
-    first.push(value);
+    // A source may use its buffers again.
+    first.push(value.slice());
     seen += value.length;
   }
   const head = Uint8Array.from(first.flatMap((chunk) => [...chunk.subarray(0, 2)]));

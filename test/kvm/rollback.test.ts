@@ -1,0 +1,221 @@
+import { describe, expect, it } from 'vitest';
+import type { Arena } from '../../ts/core/arena.js';
+import { errno, errnoName } from '../../ts/core/core.js';
+import type { Backend } from '../../ts/kvm/backend.js';
+import { LinuxBackend } from '../../ts/kvm/linux.js';
+import type { Machine, Slot } from '../../ts/kvm/machine.js';
+import { SimulatedBackend } from '../../ts/kvm/simulated.js';
+import { SlotIoctlError } from '../../ts/kvm/slots-listener.js';
+import { MemoryRegion } from '../../ts/memory/region.js';
+import { placeWatchGuest, readWatchCounters, watchBlockBytes, writeWord } from '../../ts/replay/watch-guest.js';
+import { backends, needsKvm, withMachine } from './backends.js';
+import { FaultyBackend } from './faulty-backend.js';
+
+const page = 0x1000;
+const ramAddress = 0x10000000;
+const codeAddress = 0x70000000;
+const failures = [errno.ENOMEM, errno.EEXIST, errno.EINVAL];
+/** On each backend; a real call takes 15 µs, and each failure takes some. */
+const wantedFaults = { kvm: 3_000, simulated: 10_000 };
+
+function random(seed: number): (below: number) => number {
+  let state = seed >>> 0;
+  return (below) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * below);
+  };
+}
+
+/** A machine whose calls can be made to fail, and what KVM itself says about its slots. */
+async function withFaults<Result>(
+  kind: 'kvm' | 'simulated',
+  body: (machine: Machine, faulty: FaultyBackend, arena: Arena) => Promise<Result>,
+): Promise<Result> {
+  let faulty: FaultyBackend | undefined;
+  let arenaOfMachine: Arena | undefined;
+  const backend = (arena: Arena): Backend => {
+    const inner =
+      kind === 'kvm'
+        ? new LinuxBackend(arena)
+        : new SimulatedBackend(arena, { callMicroseconds: 0, profile: 'x86-smm' });
+    arenaOfMachine = arena;
+    faulty = new FaultyBackend(arena, inner);
+    return faulty;
+  };
+  return withMachine({ backend }, (machine) => body(machine, faulty!, arenaOfMachine!));
+}
+
+/**
+ * Whether KVM has exactly these slots. The simulated one is asked. The real one can't be: a create over an existing
+ * slot with other host memory is refused with EINVAL and changes nothing, a delete of a slot that isn't there too.
+ */
+function expectKernelToHave(machine: Machine, faulty: FaultyBackend, arena: Arena, slots: readonly Slot[]): void {
+  if (faulty.inner instanceof SimulatedBackend) {
+    const held = faulty.inner.kernel.layout(0).map(({ id, gpa, size, flags }) => [id, gpa, size, flags]);
+    const wanted = slots.map(({ id, gpa, size, flags }) => [id, gpa, size, flags]);
+    expect(held.sort((a, b) => a[1]! - b[1]!)).toEqual(wanted);
+    return;
+  }
+  const { constants, operation } = arena.layout;
+  const probe = arena.allocate(operation.bytes);
+  const attempt = (kind: number, id: number, gpa: number, size: number, host: number) => {
+    const base = { gpa, size, host, id, offset: 0, flags: 0, region: 0, since: 0, addressSpace: 0, guestMemfd: -1 };
+    arena.writeRange(probe + operation.slot, base);
+    arena.setU32(probe + operation.kind, kind);
+    faulty.inner.apply(probe, 1);
+    return arena.words[(probe + operation.result) >>> 2];
+  };
+  const elsewhere = machine.allocate(page).hostAddress;
+  for (const { id, gpa, size } of slots)
+    expect(attempt(constants.CREATE, id, gpa, size, elsewhere)).toBe(-errno.EINVAL);
+  for (let id = 0; id < 24; id++) {
+    if (!slots.some((slot) => slot.id === id)) expect(attempt(constants.DELETE, id, 0, 0, 0)).toBe(-errno.EINVAL);
+  }
+}
+
+/** Memory with things laid over it that random edits switch, move and resize; the first 16 pages are never touched. */
+function buildMap(machine: Machine) {
+  const { map, system } = machine;
+  const memory = machine.allocate(128 * page);
+  const other = machine.allocate(64 * page);
+  const ram = MemoryRegion.ram(map, 'ram', 96 * page, { memory });
+  const overlays = [
+    MemoryRegion.mmio(map, 'hole', 4 * page),
+    MemoryRegion.ram(map, 'shadow', 8 * page, { memory: other }),
+    MemoryRegion.alias(map, 'read-only', ram, 40 * page, 6 * page, { readonly: true }),
+    MemoryRegion.rom(map, 'rom', 5 * page, { memory: other, memoryOffset: 32 * page }),
+  ];
+  map.transaction(() => {
+    system.add(ram, ramAddress);
+    for (const [index, overlay] of overlays.entries()) {
+      overlay.setEnabled(false);
+      system.add(overlay, ramAddress + (24 + 12 * index) * page, { priority: index + 1 });
+    }
+  });
+  const edit = (below: (n: number) => number): (() => void) => {
+    const edits = Array.from({ length: 1 + below(3) }, () => {
+      const overlay = overlays[below(overlays.length)]!;
+      const at = ramAddress + (16 + below(70)) * page;
+      const pages = (1 + below(12)) * page;
+      return [
+        () => overlay.setEnabled(!overlay.enabled),
+        () => overlay.setAddress(at),
+        () => ram.setSize((80 + pages / page) * page),
+        () => ram.setLogging(!ram.logging),
+        () => overlay.setEnabled(true),
+      ][below(5)]!;
+    });
+    return () => {
+      for (const one of edits) one();
+    };
+  };
+  return { memory, ram, overlays, edit };
+}
+
+describe.each(backends)('a commit of which a call fails, on %s', (kind) => {
+  it('leaves the old layout in KVM, in the table and in the tree, whichever call it is; guests run on, and the next commit works', async (context) => {
+    needsKvm(context, kind);
+    await withFaults(kind, async (machine, faulty, arena) => {
+      const { memory, edit } = buildMap(machine);
+      const code = machine.allocate(watchBlockBytes);
+      machine.system.add(MemoryRegion.ram(machine.map, 'code', watchBlockBytes, { memory: code }), codeAddress);
+      const watched = [0, 5, 15].map((index) => ({ gpa: ramAddress + index * page, value: 0x77000000 + index }));
+      for (const { gpa, value } of watched) writeWord(memory, gpa - ramAddress, value);
+      const vcpu = await machine.addVcpu(placeWatchGuest(code, 0, codeAddress, watched));
+      vcpu.resume();
+      const below = random(kind === 'kvm' ? 11 : 7);
+      let injected = 0;
+      let mixed = 0;
+      for (let round = 0; injected < wantedFaults[kind]; round++) {
+        const change = edit(below);
+        const { operations } = machine.plan(change);
+        const before = JSON.stringify(machine.slots());
+        const view = machine.memory.view;
+        for (let index = 0; index < operations; index++) {
+          const number = failures[(round + index) % failures.length]!;
+          faulty.failAfter({ after: index, errno: number });
+          let error: unknown;
+          try {
+            machine.transaction(change);
+          } catch (caught) {
+            error = caught;
+          }
+          expect(error).toBeInstanceOf(SlotIoctlError);
+          const failure = error as SlotIoctlError;
+          expect([failure.errno, failure.undone]).toEqual([-number, true]);
+          expect(failure.message).toContain(errnoName(number));
+          expect(failure.message).toMatch(
+            /(creating|deleting|changing the flags of) slot \d+ at \[0x.* the old layout stands$/,
+          );
+          injected++;
+          if (JSON.stringify(machine.slots()) !== before || machine.memory.view !== view) mixed++;
+        }
+        expectKernelToHave(machine, faulty, arena, machine.slots());
+        machine.transaction(change);
+        if (round % 16 === 0) await new Promise((resolve) => setImmediate(resolve));
+      }
+      expect(mixed).toBe(0);
+      const { rounds } = readWatchCounters(kind === 'simulated', vcpu, code, 0);
+      await expect
+        .poll(() => readWatchCounters(kind === 'simulated', vcpu, code, 0).rounds, { timeout: 20_000 })
+        .toBeGreaterThan(rounds);
+      expect(readWatchCounters(kind === 'simulated', vcpu, code, 0).wrongValues).toBe(0);
+      expect(vcpu.counters.spuriousExits).toBe(0);
+    });
+  });
+
+  it('says so when undoing fails too, and the table then says exactly what KVM has', async (context) => {
+    needsKvm(context, kind);
+    await withFaults(kind, async (machine, faulty, arena) => {
+      const { overlays } = buildMap(machine);
+      const change = () => {
+        overlays[0]!.setEnabled(true);
+        overlays[1]!.setEnabled(true);
+      };
+      const { operations } = machine.plan(change);
+      expect(operations).toBeGreaterThan(3);
+      // The last call fails, and so does the second call of the undoing.
+      faulty.failAfter({ after: operations - 1, errno: errno.ENOMEM }, { after: 1, errno: errno.EINVAL });
+      expect(() => machine.transaction(change)).toThrow(
+        /could not be undone .*EINVAL.*the slot table says what KVM has now/,
+      );
+      expect(faulty.armed).toBe(false);
+      expectKernelToHave(machine, faulty, arena, machine.slots());
+      expect(machine.slots().length).toBe(operations - 3);
+    });
+  });
+
+  it('names both ranges when a slot that it knows is in the way, and hints at the kernel when it knows none', async (context) => {
+    needsKvm(context, kind);
+    await withFaults(kind, async (machine, faulty, arena) => {
+      const memory = machine.allocate(8 * page);
+      // A slot that somebody else made: the machine's own table has no idea of it.
+      const { constants, operation } = arena.layout;
+      const foreign = arena.allocate(operation.bytes);
+      const base = {
+        gpa: 0x5000,
+        size: page,
+        host: memory.hostAddress,
+        id: 77,
+        offset: 0,
+        flags: 0,
+        region: 0,
+        since: 0,
+        addressSpace: 0,
+        guestMemfd: -1,
+      };
+      arena.writeRange(foreign + operation.slot, base);
+      arena.setU32(foreign + operation.kind, constants.CREATE);
+      expect(faulty.inner.apply(foreign, 1)).toBe(1);
+      const ram = MemoryRegion.ram(machine.map, 'ram', 4 * page, { memory });
+      expect(() => machine.system.add(ram, 0x3000)).toThrow(
+        /creating slot 0 at \[0x3000, 0x7000\) \(16 KiB\) failed with EEXIST: a slot that isn't this machine's is in the way/,
+      );
+      expect(machine.slotsInUse).toBe(0);
+      machine.system.add(ram, 0x10000);
+      const more = MemoryRegion.ram(machine.map, 'more', page, { memory, memoryOffset: 4 * page });
+      faulty.failAfter({ after: 0, errno: errno.EEXIST });
+      expect(() => machine.system.add(more, 0x10000 + 8 * page)).toThrow(/EEXIST/);
+    });
+  });
+});
