@@ -10,7 +10,8 @@ export {
   HostMemory,
   type X86Start,
 } from './kvm/backend.js';
-export type { InhibitorOptions } from './kvm/inhibitor.js';
+export { Gate, type GateHandle } from './kvm/gate.js';
+export { type CommitCanceller, cancelCommit, type InhibitorOptions } from './kvm/inhibitor.js';
 export { Machine, type MachineOptions, type Slot } from './kvm/machine.js';
 export { Plan } from './kvm/plan.js';
 export {

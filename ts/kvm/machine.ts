@@ -9,8 +9,8 @@ import { MemoryRegion } from '../memory/region.js';
 import { SectionMap } from '../memory/section-map.js';
 import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
 import { DirtyLog } from './dirty-log.js';
-import { gateLineBytes } from './gate.js';
-import { Inhibitor, type InhibitorOptions } from './inhibitor.js';
+import { type GateHandle, gateLineBytes } from './gate.js';
+import { type CommitCanceller, Inhibitor, type InhibitorOptions } from './inhibitor.js';
 import { LinuxBackend } from './linux.js';
 import { Plan } from './plan.js';
 import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
@@ -118,7 +118,10 @@ export class Machine implements AsyncDisposable {
         backend.capabilities.addressSpaces > 1
           ? new AddressSpace(this.map, 'smm', MemoryRegion.container(this.map, 'smm', 2n ** 64n))
           : undefined;
-      this.map.addListener(this.#listener, this.smm === undefined ? [this.memory] : [this.memory, this.smm]);
+      const spaces = this.smm === undefined ? [this.memory] : [this.memory, this.smm];
+      this.map.addListener(this.#listener, spaces);
+      // Asked before the listener that would call KVM; edits needn't go through transaction().
+      this.map.addListener({ priority: this.#listener.priority - 1, commit: () => this.#assertOpen() }, spaces);
     } catch (error) {
       backend.close();
       throw error;
@@ -244,6 +247,21 @@ export class Machine implements AsyncDisposable {
       this.#indexes.delete(index);
       throw error;
     }
+  }
+
+  /** What another thread needs to cancel a commit that waits for vCPUs: see cancelCommit. */
+  get canceller(): CommitCanceller {
+    return { memory: this.#arena.memory, control: this.#inhibitor.control };
+  }
+
+  /**
+   * What another thread needs to make VM ioctls of its own without one of them running inside an inhibit window: it
+   * makes its gate with Gate.attach, and goes through it for each. One handle for one thread; handles aren't freed.
+   */
+  ioctlGate(): GateHandle {
+    this.#assertOpen();
+    const { control, commonLine } = this.#inhibitor;
+    return { arena: this.#arena.handle(), control, line: commonLine };
   }
 
   get vcpus(): readonly Vcpu[] {

@@ -72,7 +72,7 @@ export class VcpuLoop {
     let exit: Exit | undefined;
     try {
       this.#runner.clearKick();
-      if (this.#gate.mayRun()) exit = this.#runner.run();
+      if (this.#gate.startRun()) exit = this.#runner.run();
     } finally {
       this.#gate.leave();
     }
