@@ -178,7 +178,7 @@ export class SlotsListener implements MemoryListener {
       const created = this.#createdLogged(plan, done);
       const error = this.#undo(plan.operations, done);
       // In a window no guest has seen these slots.
-      if (!this.#inhibitor.inhibiting) this.#dirtyLog.markWhole(created);
+      if (!this.#inhibitor.inhibiting) this.#dirtyLog.disown(created);
       throw error;
     }
     planner.applied(planner.operations, done);
