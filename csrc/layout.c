@@ -4,12 +4,15 @@
  */
 #include "slots.h"
 
+/* The formatter takes these braces for blocks, and would give each entry a line. */
+/* clang-format off */
 #define SIZE(type) {#type, sizeof(struct memslots_##type)}
 #define FIELD(type, field) {#type "." #field, offsetof(struct memslots_##type, field)}
 #define CONSTANT(name) {#name, MEMSLOTS_##name}
 
 /* A record that the layouts of two compilers might disagree on would be caught here before anywhere else. */
 _Static_assert(sizeof(struct memslots_range) == 64, "a range is one cache line");
+_Static_assert(sizeof(struct memslots_table) == 64, "keys start on a cache line");
 _Static_assert(sizeof(struct memslots_operation) == 88, "no padding at the end of an operation");
 _Static_assert(sizeof(struct memslots_map) == 64, "tables of a map start on a cache line");
 
@@ -22,7 +25,8 @@ static const struct entry entries[] = {
 	CONSTANT(MAGIC), CONSTANT(ABI_VERSION), CONSTANT(LOG_DIRTY), CONSTANT(READONLY), CONSTANT(GUEST_MEMFD),
 	CONSTANT(BACKED), CONSTANT(LOGGING_ONLY), CONSTANT(ANY_ID), CONSTANT(POLICY_EXACT), CONSTANT(POLICY_STABLE), CONSTANT(CREATE),
 	CONSTANT(DELETE), CONSTANT(FLAGS), CONSTANT(REASON_ADDED), CONSTANT(REASON_REMAINDER), CONSTANT(REASON_GONE),
-	CONSTANT(REASON_CHANGED), CONSTANT(REASON_MERGED), CONSTANT(REASON_LOGGING),
+	CONSTANT(REASON_CHANGED), CONSTANT(REASON_MERGED), CONSTANT(REASON_LOGGING), CONSTANT(PATH_SCALAR),
+	CONSTANT(PATH_AVX2), CONSTANT(PATH_SIMD128),
 
 	SIZE(range), FIELD(range, gpa), FIELD(range, size), FIELD(range, host), FIELD(range, offset),
 	FIELD(range, id), FIELD(range, flags), FIELD(range, region), FIELD(range, since),
@@ -45,6 +49,7 @@ static const struct entry entries[] = {
 	FIELD(plan, merged), FIELD(plan, needed), FIELD(plan, full_address_space), FIELD(plan, bytes_torn_down),
 	FIELD(plan, bytes_remapped),
 };
+/* clang-format on */
 
 struct text {
 	char *out;

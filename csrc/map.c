@@ -38,26 +38,16 @@ int32_t memslots_map_init(struct memslots_map *map, uint32_t capacity)
 	return 0;
 }
 
-/* The search of slots.c on a copy that may be changing under it: it may go wrong, but not out of bounds. */
+/* Looks `gpa` up in a copy that may be changing under it: it may go wrong, but not out of bounds. */
 static int32_t search(const struct memslots_table *table, uint64_t gpa, struct memslots_range *out)
 {
-	const uint64_t *keys = memslots_keys(table);
-	uint32_t count = __atomic_load_n(&table->count, __ATOMIC_RELAXED), low = 0, high, id, i;
+	uint32_t position = memslots_upper_shared(table, gpa), id, i;
 	const uint64_t *from;
 	uint64_t words[sizeof(*out) / sizeof(uint64_t)];
 
-	high = count < table->capacity ? count : table->capacity;
-	while (low < high) {
-		uint32_t middle = low + (high - low) / 2;
-
-		if (__atomic_load_n(&keys[middle], __ATOMIC_RELAXED) <= gpa)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	if (low == 0)
+	if (position == 0)
 		return -MEMSLOTS_ENOENT;
-	id = __atomic_load_n(&memslots_order(table)[low - 1], __ATOMIC_RELAXED);
+	id = __atomic_load_n(&memslots_order(table)[position - 1], __ATOMIC_RELAXED);
 	if (id >= table->capacity)
 		return -MEMSLOTS_ENOENT;
 	from = (const uint64_t *)&memslots_ranges(table)[id];

@@ -7,7 +7,7 @@
 
 static uint64_t *keys_of(struct memslots_table *table)
 {
-	return (uint64_t *)((char *)table + table->keys);
+	return (uint64_t *)((char *)table + table->levels[0]);
 }
 
 static uint32_t *order_of(struct memslots_table *table)
@@ -30,13 +30,17 @@ static uint32_t round_up(uint32_t value, uint32_t multiple)
 	return (value + multiple - 1) / multiple * multiple;
 }
 
-/* The four parts, in this order, each on a cache line of its own. */
+/* The parts, in this order, each on a cache line of its own. */
 static int64_t lay_out(struct memslots_table *table, uint32_t capacity)
 {
 	uint64_t at = sizeof(*table);
+	uint32_t level, keys;
 
-	table->keys = (uint32_t)at;
-	at += round_up(capacity * (uint32_t)sizeof(uint64_t), 64);
+	for (level = 0, keys = capacity; level == 0 || keys > 1; level++) {
+		keys = (keys + MEMSLOTS_NODE - 1) / MEMSLOTS_NODE;
+		table->levels[level] = (uint32_t)at;
+		at += (uint64_t)keys * MEMSLOTS_NODE * sizeof(uint64_t);
+	}
 	table->order = (uint32_t)at;
 	at += round_up(capacity * (uint32_t)sizeof(uint32_t), 64);
 	table->ranges = (uint32_t)at;
@@ -63,6 +67,7 @@ int32_t memslots_table_init(struct memslots_table *table, uint32_t capacity)
 	lay_out(table, capacity);
 	table->capacity = capacity;
 	memset(used_of(table), 0, (capacity + 63) / 64 * sizeof(uint64_t));
+	memslots_update_levels(table, 0);
 	return 0;
 }
 
@@ -107,41 +112,9 @@ static void set_count(struct memslots_table *table, uint32_t count)
 	__atomic_store_n(&table->count, count, __ATOMIC_RELAXED);
 }
 
-/* Branch-free: the loop's length depends on the count alone, so there is nothing to mispredict. */
-uint32_t memslots_upper(const struct memslots_table *table, uint64_t gpa)
-{
-	const uint64_t *base = memslots_keys(table);
-	uint32_t length = table->count;
-
-	if (length == 0)
-		return 0;
-	while (length > 1) {
-		uint32_t half = length / 2;
-
-		base += base[half - 1] <= gpa ? half : 0;
-		length -= half;
-	}
-	return (uint32_t)(base - memslots_keys(table)) + (*base <= gpa);
-}
-
-static int32_t find(const struct memslots_table *table, uint64_t gpa)
-{
-	uint32_t position = memslots_upper(table, gpa), id;
-
-	if (position == 0)
-		return -MEMSLOTS_ENOENT;
-	id = memslots_order(table)[position - 1];
-	return gpa - memslots_ranges(table)[id].gpa < memslots_ranges(table)[id].size ? (int32_t)id : -MEMSLOTS_ENOENT;
-}
-
-int32_t memslots_find(const struct memslots_table *table, double gpa)
-{
-	return find(table, (uint64_t)gpa);
-}
-
 int32_t memslots_find_at_or_above(const struct memslots_table *table, double gpa)
 {
-	int32_t id = find(table, (uint64_t)gpa);
+	int32_t id = memslots_find_exactly(table, (uint64_t)gpa);
 	uint32_t position;
 
 	if (id >= 0)
@@ -152,28 +125,16 @@ int32_t memslots_find_at_or_above(const struct memslots_table *table, double gpa
 
 int32_t memslots_match(const struct memslots_table *table, const struct memslots_range *range)
 {
-	int32_t id = find(table, range->gpa);
+	int32_t id = memslots_find_exactly(table, range->gpa);
 
 	if (id < 0 || memslots_ranges(table)[id].gpa != range->gpa || memslots_ranges(table)[id].size != range->size)
 		return -MEMSLOTS_ENOENT;
 	return id;
 }
 
-int32_t memslots_find_batch(const struct memslots_table *table, const uint64_t *gpas, int32_t *ids, uint32_t count)
-{
-	int32_t found = 0;
-	uint32_t i;
-
-	for (i = 0; i < count; i++) {
-		ids[i] = find(table, gpas[i]);
-		found += ids[i] >= 0;
-	}
-	return found;
-}
-
 int32_t memslots_overlap(const struct memslots_table *table, const struct memslots_range *range)
 {
-	int32_t id = find(table, range->gpa);
+	int32_t id = memslots_find_exactly(table, range->gpa);
 	uint32_t position;
 
 	if (id >= 0)
@@ -244,24 +205,42 @@ int32_t memslots_list(const struct memslots_table *table, struct memslots_range 
 
 static const struct memslots_range *record(const void *list, uint32_t index, uint32_t stride)
 {
+	/* An empty list may be NULL, but has no records. */
+	/* cppcheck-suppress nullPointerArithmetic */
 	return (const struct memslots_range *)((const char *)list + (size_t)index * stride);
+}
+
+/* memslots_upper() by the keys alone: the levels are out of date while a splice is at work. */
+static uint32_t position_above(const struct memslots_table *table, uint64_t gpa)
+{
+	uint32_t low = 0, high = table->count;
+
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2;
+
+		if (memslots_keys(table)[middle] <= gpa)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
 }
 
 void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t delete_count, const void *adds,
 		     uint32_t add_count, uint32_t stride)
 {
-	uint32_t count = table->count, i, from, to;
+	uint32_t count = table->count, lowest = count, i, from, to;
 
 	/* Downwards: the keys between two deleted ones move once, by the number of deletes below them. */
 	for (i = 0, to = 0; i < delete_count; i++) {
 		const struct memslots_range *range = record(deletes, i, stride);
 		uint32_t next;
 
-		from = memslots_upper(table, range->gpa);
-		next = i + 1 < delete_count ? memslots_upper(table, record(deletes, i + 1, stride)->gpa) - 1 : count;
+		from = position_above(table, range->gpa);
+		next = i + 1 < delete_count ? position_above(table, record(deletes, i + 1, stride)->gpa) - 1 : count;
 		used_of(table)[range->id / 64] &= ~(1ull << range->id % 64);
 		if (i == 0)
-			to = from - 1;
+			lowest = to = from - 1;
 		/* Searches stay right though half the keys have moved: all that did lie below the next delete. */
 		move_keys(table, to, from, next - from);
 		to += next - from;
@@ -272,11 +251,12 @@ void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t
 	/* Upwards, from the top: the keys between two added ones move once, by the number of adds below them. */
 	for (i = add_count, from = count; i-- > 0;) {
 		const struct memslots_range *range = record(adds, i, stride);
-		uint32_t position = memslots_upper(table, range->gpa);
+		uint32_t position = position_above(table, range->gpa);
 
 		move_keys(table, position + i + 1, position, from - position);
 		set_key(table, position + i, range);
 		from = position;
 	}
 	set_count(table, count + add_count);
+	memslots_update_levels(table, from < lowest ? from : lowest);
 }

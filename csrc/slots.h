@@ -16,9 +16,10 @@
  *  - Arguments are trusted: the TypeScript side checks them. Contents of a table that another thread is
  *    writing are not: every index read from one is checked before it is used.
  *
- *    a table:   header | keys (GPAs, ascending) | order (id of each key) | ranges by id | used ids (bits)
+ *    a table:   header | keys (GPAs, ascending) | levels | order (id of each key) | ranges by id | used ids (bits)
  *
- *        keys    0x0   0x100000   0xfffc0000          searched
+ *        levels  0x0                                  every 8th key; above it every 64th, and so on
+ *        keys    0x0   0x100000   0xfffc0000          searched from the top level down, 8 keys at a time
  *        order     2          0            1          then one step to
  *        ranges  [0] 0x100000 ..  [1] 0xfffc0000 ..  [2] 0x0 ..
  *
@@ -33,7 +34,7 @@
 #define MEMSLOTS_EXPORT __attribute__((used, visibility("default")))
 
 /* Bumped whenever the layout of anything below changes; both builds and TypeScript compare it. */
-#define MEMSLOTS_ABI_VERSION 1
+#define MEMSLOTS_ABI_VERSION 2
 #define MEMSLOTS_MAGIC 0x4b4d5331u
 
 /* Linux's numbers, also where the C library has others. */
@@ -71,15 +72,29 @@ struct memslots_range {
 	uint32_t reserved[2];
 };
 
+/* Keys of a node, one cache line, and the most levels that a table's keys may have: 8^8 is the largest capacity. */
+#define MEMSLOTS_NODE 8u
+#define MEMSLOTS_LEVELS 8u
+
 struct memslots_table {
 	uint32_t capacity; /* ranges, 1 to 2^24 */
 	uint32_t count;
 	uint32_t shared;   /* 1: part of a map; stores must be visible word by word */
 	uint32_t sequence; /* odd while a map's writer is at work on this copy */
-	uint32_t keys;     /* offsets of the four parts from the start of the table */
+	/* Offsets of the parts from the start of the table. Level 0 is the keys; each level above holds the first key
+	 * of every node of the one below. Each is whole nodes, filled up with UINT64_MAX. */
+	uint32_t levels[MEMSLOTS_LEVELS];
 	uint32_t order;
 	uint32_t ranges;
 	uint32_t used;
+	uint32_t reserved;
+};
+
+/* How a batch is searched. All find the same. */
+enum memslots_path {
+	MEMSLOTS_PATH_SCALAR = 0, /* any processor */
+	MEMSLOTS_PATH_AVX2 = 1,   /* native, x86-64 processors that have it */
+	MEMSLOTS_PATH_SIMD128 = 2,/* WASM */
 };
 
 /* ---- tables (slots.c) ---- */
@@ -101,9 +116,13 @@ MEMSLOTS_EXPORT int32_t memslots_find_at_or_above(const struct memslots_table *t
 MEMSLOTS_EXPORT int32_t memslots_match(const struct memslots_table *table, const struct memslots_range *range);
 
 /* memslots_find() for `count` addresses: ids[i] becomes the id of the range that holds gpas[i], or -ENOENT.
- * Answers how many were found. */
+ * `path` is an enum memslots_path that this build and processor have, such as memslots_best_path() answers.
+ * Answers how many were found; -EINVAL for a path that this build lacks. */
 MEMSLOTS_EXPORT int32_t memslots_find_batch(const struct memslots_table *table, const uint64_t *gpas, int32_t *ids,
-					    uint32_t count);
+					    uint32_t count, uint32_t path);
+
+/* The fastest path that this build has on this processor. */
+MEMSLOTS_EXPORT int32_t memslots_best_path(void);
 
 /* Id of a range that overlaps `range`, the lowest such, or -ENOENT. */
 MEMSLOTS_EXPORT int32_t memslots_overlap(const struct memslots_table *table, const struct memslots_range *range);
@@ -132,12 +151,28 @@ MEMSLOTS_EXPORT int32_t memslots_list(const struct memslots_table *table, struct
 void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t delete_count, const void *adds,
 		     uint32_t add_count, uint32_t stride);
 
+/* ---- searching (search.c) ---- */
+
 /* Position of the first key above `gpa`, 0 to count. */
 uint32_t memslots_upper(const struct memslots_table *table, uint64_t gpa);
 
+/* Id of the range that holds `gpa`, or -ENOENT. */
+int32_t memslots_find_exactly(const struct memslots_table *table, uint64_t gpa);
+
+/* memslots_upper() on a copy of a map that may be changing: then it may be wrong, but not above the table's capacity. */
+uint32_t memslots_upper_shared(const struct memslots_table *table, uint64_t gpa);
+
+/* Brings the levels up to date with the keys, of which those below position `from` haven't changed since. */
+void memslots_update_levels(struct memslots_table *table, uint32_t from);
+
+static inline const uint64_t *memslots_level(const struct memslots_table *table, uint32_t level)
+{
+	return (const uint64_t *)((const char *)table + table->levels[level]);
+}
+
 static inline const uint64_t *memslots_keys(const struct memslots_table *table)
 {
-	return (const uint64_t *)((const char *)table + table->keys);
+	return memslots_level(table, 0);
 }
 
 static inline const uint32_t *memslots_order(const struct memslots_table *table)
@@ -163,8 +198,8 @@ static inline uint64_t memslots_end(const struct memslots_range *range)
 /* ---- maps: readable by all threads while one writes (map.c) ---- */
 
 struct memslots_map {
-	uint32_t active; /* 0 or 1: the copy that readers use */
-	uint32_t commit; /* number of the last commit, see memslots_map_commit() */
+	uint32_t active;    /* 0 or 1: the copy that readers use */
+	uint32_t commit;    /* number of the last commit, see memslots_map_commit() */
 	uint32_t copies[2]; /* offsets of the two tables from the start of the map */
 	uint32_t reserved[12];
 };
@@ -212,12 +247,12 @@ enum memslots_operation_kind {
 
 /* Why an operation is in the plan. */
 enum memslots_reason {
-	MEMSLOTS_REASON_ADDED = 1,    /* create: a new section */
-	MEMSLOTS_REASON_REMAINDER = 2,/* create: what is left of a slot that had to go */
-	MEMSLOTS_REASON_GONE = 3,     /* delete: no address of it is mapped any more */
-	MEMSLOTS_REASON_CHANGED = 4,  /* delete: some address of it is mapped elsewhere, differently, or not at all */
-	MEMSLOTS_REASON_MERGED = 5,   /* delete or create: neighbours joined, because slots run short */
-	MEMSLOTS_REASON_LOGGING = 6,  /* flags */
+	MEMSLOTS_REASON_ADDED = 1,     /* create: a new section */
+	MEMSLOTS_REASON_REMAINDER = 2, /* create: what is left of a slot that had to go */
+	MEMSLOTS_REASON_GONE = 3,      /* delete: no address of it is mapped any more */
+	MEMSLOTS_REASON_CHANGED = 4,   /* delete: some address of it is mapped elsewhere, differently, or not at all */
+	MEMSLOTS_REASON_MERGED = 5,    /* delete or create: neighbours joined, because slots run short */
+	MEMSLOTS_REASON_LOGGING = 6,   /* flags */
 };
 
 /* One call of KVM_SET_USER_MEMORY_REGION, to be made in the order of the plan. */
@@ -234,13 +269,13 @@ struct memslots_operation {
 /* What the planner is asked. */
 struct memslots_request {
 	uint32_t policy;
-	uint32_t page_size;       /* alignment of slots: starts are rounded up, ends down */
-	uint64_t largest_slot;    /* bytes; larger sections become several slots. KVM: (2^31 - 1) pages */
-	uint32_t slot_limit;      /* slots an address space may hold, at most the table's capacity */
-	uint32_t discard_dirty;   /* 1: bits of logged slots that go away aren't wanted, so need no window */
+	uint32_t page_size;     /* alignment of slots: starts are rounded up, ends down */
+	uint64_t largest_slot;  /* bytes; larger sections become several slots. KVM: (2^31 - 1) pages */
+	uint32_t slot_limit;    /* slots an address space may hold, at most the table's capacity */
+	uint32_t discard_dirty; /* 1: bits of logged slots that go away aren't wanted, so need no window */
 	uint32_t delete_count;
 	uint32_t add_count;
-	uint32_t split_count;     /* split points: ascending GPAs at which new slots are cut */
+	uint32_t split_count; /* split points: ascending GPAs at which new slots are cut */
 	uint32_t operation_capacity;
 	uint32_t scratch_capacity; /* ranges */
 	uint32_t reserved;
@@ -249,15 +284,15 @@ struct memslots_request {
 /* What the planner answers. Slots are counted over both address spaces. */
 struct memslots_plan {
 	uint32_t operation_count;
-	uint32_t inhibit;  /* 1: vCPUs must be kept out while the operations run */
-	uint32_t overlap;  /* 1: some address mapped before and after is unmapped in between */
-	uint32_t harvest;  /* operations with `harvest` set */
+	uint32_t inhibit; /* 1: vCPUs must be kept out while the operations run */
+	uint32_t overlap; /* 1: some address mapped before and after is unmapped in between */
+	uint32_t harvest; /* operations with `harvest` set */
 	uint32_t creates;
 	uint32_t deletes;
 	uint32_t flag_changes;
-	uint32_t kept;     /* slots that the change touched and that stay */
-	uint32_t merged;   /* slots saved by merging, because they ran short */
-	uint32_t needed;   /* on -ENOSPC: slots that the map needs at least, in `full_address_space` */
+	uint32_t kept;   /* slots that the change touched and that stay */
+	uint32_t merged; /* slots saved by merging, because they ran short */
+	uint32_t needed; /* on -ENOSPC: slots that the map needs at least, in `full_address_space` */
 	uint32_t full_address_space;
 	uint32_t reserved;
 	uint64_t bytes_torn_down; /* bytes of deleted slots */

@@ -9,8 +9,8 @@ import { buildCli, runCli } from './built-cli.js';
 const { snapshots } = JSON.parse(
   gunzipSync(readFileSync(new URL('data/qemu/machines-qemu7.2.json.gz', import.meta.url))).toString(),
 ) as { snapshots: { machine: string; tree: string; flat: string }[] };
-const machine = snapshots.find(({ machine }) => machine === 'microvmpci')!;
-const other = snapshots.find(({ machine }) => machine === 'pcsmm')!;
+const machine = snapshots.find(({ machine }) => machine === 'microvm, PCI')!;
+const other = snapshots.find(({ machine }) => machine === 'pc, SMM')!;
 
 const directory = mkdtempSync(join(tmpdir(), 'memslots-flatten-'));
 const file = join(directory, 'tree.txt');

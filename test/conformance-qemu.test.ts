@@ -1,4 +1,6 @@
+import { createInterface } from 'node:readline';
 import { describe, expect, test } from 'vitest';
+import { buildCli, startCli } from './built-cli.js';
 import { compare } from './memory/compare.js';
 import { Random } from './memory/model.js';
 import { LiveQemu, whyNoQemu } from './qemu/live-qemu.js';
@@ -115,4 +117,43 @@ describe('a QEMU on this machine', () => {
       }
     },
   );
+
+  test('is watched by memslots watch while a BAR moves', async (ctx) => {
+    if (reason !== undefined) ctx.skip(reason);
+    const cli = await buildCli();
+    const qemu = await start(machines[0]!);
+    try {
+      await setUp(qemu);
+      await qemu.configure(3, 0x18, 0xc0000000);
+      // QEMU serves one client at a time.
+      qemu.qmp.close();
+      const { process, ended } = startCli(cli, ['watch', '--qmp', qemu.qmpPath, '--json', '--interval', '5']);
+      const events: { addressSpace?: string; removed?: unknown; added?: { region: string }[] }[] = [];
+      let arrived: () => void = () => undefined;
+      createInterface({ input: process.stdout }).on('line', (line) => {
+        events.push(JSON.parse(line));
+        arrived();
+      });
+      const count = (wanted: number) =>
+        new Promise<void>((resolve) => {
+          arrived = () => events.length >= wanted && resolve();
+          arrived();
+        });
+      await count(2);
+      expect(events[1]?.added?.map(({ region }) => region)).toEqual(expect.arrayContaining(['pc.ram', 'm', 'pc.bios']));
+      await qemu.configure(3, 0x18, 0xc4000000);
+      await count(3);
+      const bar = { size: 16 * 2 ** 20, kind: 'ram', region: 'm', offset: 0, readonly: false };
+      const { addressSpace, removed, added } = events[2]!;
+      expect([addressSpace, removed, added]).toEqual([
+        'memory',
+        [{ gpa: 0xc0000000, ...bar }],
+        [{ gpa: 0xc4000000, ...bar }],
+      ]);
+      process.kill('SIGINT');
+      expect((await ended).status).toBe(0);
+    } finally {
+      await qemu.stop();
+    }
+  });
 });

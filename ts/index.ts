@@ -10,7 +10,8 @@ export {
   HostMemory,
   type X86Start,
 } from './kvm/backend.js';
-export type { InhibitorOptions } from './kvm/inhibitor.js';
+export { Gate, type GateHandle } from './kvm/gate.js';
+export { type CommitCanceller, cancelCommit, type InhibitorOptions } from './kvm/inhibitor.js';
 export { Machine, type MachineOptions, type Slot } from './kvm/machine.js';
 export { Plan } from './kvm/plan.js';
 export {
@@ -32,4 +33,11 @@ export {
 } from './memory/address-space.js';
 export { type FlatRange, FlatView } from './memory/flat-view.js';
 export type { GuestMemory } from './memory/guest-memory.js';
-export { MemoryRegion, type MmioHandlers, type RegionKind, type RegionOptions } from './memory/region.js';
+export {
+  type BackedOptions,
+  MemoryRegion,
+  type MmioHandlers,
+  type RegionKind,
+  type RegionOptions,
+} from './memory/region.js';
+export { type SharedMachine, shareMachine } from './replay/live.js';

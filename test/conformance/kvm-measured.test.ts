@@ -4,7 +4,7 @@ import { errnoName } from '../../ts/core/core.js';
 import { createArena } from '../../ts/core/node.js';
 import { gateLineBytes } from '../../ts/kvm/gate.js';
 import { SimulatedBackend } from '../../ts/kvm/simulated.js';
-import type { RegionRequest } from '../../ts/kvm/simulated-kernel.js';
+import type { RegionRequest } from '../../ts/kvm/simulated-request.js';
 import type { Kernel } from './kvm-calls.js';
 import { kvmMissing, type RealKernel } from './kvm-real.js';
 import { realSubject } from './kvm-subjects.js';

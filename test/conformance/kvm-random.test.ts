@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import type { RegionRequest } from '../../ts/kvm/simulated-kernel.js';
 import { profileOf } from '../../ts/kvm/simulated-profiles.js';
+import type { RegionRequest } from '../../ts/kvm/simulated-request.js';
 import type { Subject } from './kvm-calls.js';
 import { compare, describe as describeMismatch } from './kvm-compare.js';
 import { kvmMissing, RealKernel } from './kvm-real.js';

@@ -1,7 +1,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { loadNativeLibrary } from '../../ts/core/native.js';
-import type { RegionRequest, U64 } from '../../ts/kvm/simulated-kernel.js';
 import type { ProfileName } from '../../ts/kvm/simulated-profiles.js';
+import type { RegionRequest, U64 } from '../../ts/kvm/simulated-request.js';
 
 /** _IO, _IOW and _IOWR of KVM's ioctls: direction, bytes of the argument, number. */
 const request = (direction: number, bytes: number, number: number): number =>

@@ -107,27 +107,9 @@ describe('a table', () => {
       }
     },
   );
+});
 
-  it('looks up a batch as it looks up one address at a time', () => {
-    const { arena, core } = openCore(1 << 22);
-    const table = arena.allocate(core.table_size(1000));
-    core.table_init(table, 1000);
-    const range = arena.allocate(arena.layout.range.bytes);
-    for (let index = 0; index < 1000; index++) {
-      arena.writeRange(range, rangeOf({ gpa: index * 3 * page, size: 2 * page, id: arena.layout.constants.ANY_ID }));
-      expect(core.insert(table, range)).toBe(index);
-    }
-    const gpas = arena.allocate(4096 * 8);
-    const ids = arena.allocate(4096 * 4);
-    const asked = Array.from({ length: 4096 }, (_, index) => (index * 7919 * 501) % (3100 * page));
-    for (const [index, gpa] of asked.entries()) arena.setU64(gpas + index * 8, gpa);
-    const found = core.find_batch(table, gpas, ids, asked.length);
-    const answers = asked.map((_, index) => arena.words[(ids >>> 2) + index]!);
-    expect(answers).toEqual(asked.map((gpa) => core.find(table, gpa)));
-    expect(found).toBe(answers.filter((id) => id >= 0).length);
-    expect(found).toBeGreaterThan(2000);
-  });
-
+describe('a table', () => {
   it('refuses sizes that nothing could have, and capacities', () => {
     const { arena, core } = openCore(1 << 16);
     expect(core.table_size(0)).toBe(-errno.EINVAL);

@@ -65,6 +65,7 @@ describe.each(backends)('a machine on %s', (backend) => {
     const records: CommitRecord[] = [];
     const options = {
       backend,
+      policy: 'exact' as const,
       simulated: { callMicroseconds: 15 },
       onCommit: (record: CommitRecord) => records.push(record),
     };

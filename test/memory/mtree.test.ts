@@ -224,6 +224,7 @@ describe('malformed text is refused with line number and content:', () => {
       'address-space: a\nmemory-region: b\n',
       "line 2: the tree of 'a' is missing before this line: 'memory-region: b'",
     ],
+    ['an end within a heading', `${root(good)}memory-reg`, "line 5: the text ends within this line: 'memory-reg'"],
     ['an end after the heading', 'address-space: memory\n', "line 1: the text ends before the tree of 'memory'"],
     ['an empty text', '', 'line 0: the text ends without'],
     ['a flat view', 'FlatView #0\n AS "memory", root: system\n\n', "(a flat view is what 'info mtree -f' prints"],

@@ -1,3 +1,5 @@
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { type Address, add, address, subtract } from '../../ts/memory/address.js';
@@ -68,8 +70,37 @@ describe('what rendering costs', () => {
       detached.add(hidden, 0);
       hidden.setLogging(true);
       bars[0]!.setAddress(0x900000);
+      expect(() =>
+        map.transaction(() => {
+          bars[1]!.setAddress(0x900000);
+          throw new Error('undone');
+        }),
+      ).toThrow('undone');
+      hidden.setLogging(false);
     });
     expect(work).toEqual({ regionVisits: 0, comparisons: 0 });
+  });
+});
+
+describe('memory', () => {
+  test("of an alias taken out of the map doesn't last as long as what it showed", () => {
+    setFlagsFromString('--expose-gc');
+    const collect = runInNewContext('gc') as () => void;
+    const { map, root, bars } = machine(10);
+    new AddressSpace(map, 'memory', root);
+    const make = (taken: boolean) => {
+      const alias = MemoryRegion.alias(map, 'alias', bars[0]!, 0, 0x1000);
+      const around = MemoryRegion.alias(map, 'around', alias, 0, 0x1000);
+      root.add(around, 2 ** 42, { priority: 1 });
+      if (taken) root.remove(around);
+      return new WeakRef(alias);
+    };
+    const [kept, lost] = [make(false), make(true)];
+    // A reference made or read in this turn keeps its target until the next.
+    return new Promise<void>((resolve) => setTimeout(resolve, 1)).then(() => {
+      collect();
+      expect([kept.deref() === undefined, lost.deref() === undefined]).toEqual([false, true]);
+    });
   });
 });
 

@@ -4,7 +4,8 @@ import { createArena } from '../../ts/core/node.js';
 import { SimulatedBackend, type SimulatedOptions } from '../../ts/kvm/simulated.js';
 import { DirtyBitmaps } from '../../ts/kvm/simulated-dirty.js';
 import { FileTable } from '../../ts/kvm/simulated-files.js';
-import type { RegionRequest, SimulatedKernel } from '../../ts/kvm/simulated-kernel.js';
+import type { SimulatedKernel } from '../../ts/kvm/simulated-kernel.js';
+import type { RegionRequest } from '../../ts/kvm/simulated-request.js';
 import { randomFrom } from '../../ts/testing/random.js';
 
 const page = 4096;
@@ -168,6 +169,31 @@ describe('the first failing check', () => {
     expect(() => kernel.setUserMemoryRegion(region({ size: 1n << 64n }))).toThrow('the size must be an integer');
     expect(() => kernel.setUserMemoryRegion(region({ slot: 2 ** 32 }))).toThrow('the slot must be an integer');
     expect(() => kernel.setUserMemoryRegion(region({ flags: 0.5 }))).toThrow('the flags must be an integer');
+    expect(kernel.setUserMemoryRegion(region())).toBe(0);
+  });
+});
+
+describe('hooks', () => {
+  test('that throw in the middle of a call leave the kernel as if they had not', () => {
+    const kernel = kernelOf();
+    const remove = kernel.addHooks({
+      published: () => {
+        throw new Error('not now');
+      },
+    });
+    expect(() => kernel.setUserMemoryRegion(region())).toThrow('not now');
+    expect(kernel.layout()).toHaveLength(1);
+    expect(() => kernel.setUserMemoryRegion(region({ size: 0 }))).toThrow('not now');
+    remove();
+    expect(kernel.layout()).toEqual([]);
+    expect(kernel.setUserMemoryRegion(region())).toBe(0);
+  });
+
+  test('can not make calls', () => {
+    const kernel = kernelOf();
+    kernel.addHooks({ published: () => void kernel.setUserMemoryRegion(region({ slot: 1 })) });
+    expect(() => kernel.setUserMemoryRegion(region())).toThrow("can't be called from inside another call");
+    expect(kernel.layout()).toHaveLength(1);
   });
 });
 

@@ -5,7 +5,8 @@ import { createArena } from '../../ts/core/node.js';
 import type { Exit, GuestStep } from '../../ts/kvm/backend.js';
 import { gateLineBytes, lineWords } from '../../ts/kvm/gate.js';
 import { SimulatedBackend } from '../../ts/kvm/simulated.js';
-import { type SimulatedRunner, simulatedRunner } from '../../ts/kvm/simulated-vcpu.js';
+import { enterAccess } from '../../ts/kvm/simulated-readers.js';
+import { type SimulatedRunner, type SimulatedSetup, simulatedRunner } from '../../ts/kvm/simulated-vcpu.js';
 
 const mebibyte = 2 ** 20;
 
@@ -186,6 +187,26 @@ const { workerData, parentPort } = require('node:worker_threads');
 })();`;
 
 describe('a simulated vCPU in a worker', () => {
+  test('is waited for until it has finished the access it was at', async () => {
+    const { arena, backend, slot } = bench();
+    const setup = backend.createVcpu(0, arena.allocate(gateLineBytes), { steps: [] }) as SimulatedSetup;
+    const word = setup.scratch >>> 2;
+    enterAccess(arena.words, word);
+    const worker = new Worker(
+      `const { words, word, dist } = require('node:worker_threads').workerData;
+      const pause = new Int32Array(new SharedArrayBuffer(4));
+      import(dist + 'kvm/simulated-readers.js').then(({ leaveAccess }) => {
+        Atomics.wait(pause, 0, 0, 50);
+        leaveAccess(words, word);
+      });`,
+      { eval: true, workerData: { words: arena.words, word, dist: new URL('../../dist/', import.meta.url).href } },
+    );
+    // Deleting a slot swaps twice: it must not have returned before the worker left.
+    expect(backend.kernel.setUserMemoryRegion({ ...slot, size: 0 })).toBe(0);
+    expect(Atomics.load(arena.words, word) & 1).toBe(0);
+    await worker.terminate();
+  });
+
   test('finds the holes of a naive update, and none in changes of flags', async () => {
     const arena = createArena(16 * mebibyte);
     const backend = new SimulatedBackend(arena, { memoryBytes: mebibyte });

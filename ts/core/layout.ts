@@ -55,6 +55,9 @@ const constants = [
   'REASON_CHANGED',
   'REASON_MERGED',
   'REASON_LOGGING',
+  'PATH_SCALAR',
+  'PATH_AVX2',
+  'PATH_SIMD128',
 ] as const;
 
 type Records = typeof records;
@@ -67,7 +70,7 @@ export type Layout = {
 } & { readonly constants: Readonly<Record<(typeof constants)[number], number>>; readonly text: string };
 
 /** The version of the ABI that this TypeScript was written for. */
-const abiVersion = 1;
+const abiVersion = 2;
 const magic = 0x4b4d5331;
 
 /**

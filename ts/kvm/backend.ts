@@ -90,7 +90,7 @@ export interface Exit {
  * One vCPU in the thread that runs it. Made by the backend's worker side from what {@link Backend.createVcpu} gave.
  */
 export interface VcpuRunner {
-  /** Clears immediate_exit with a sequentially consistent store; see Gate.mayRun. */
+  /** Clears immediate_exit with a sequentially consistent store; see Gate.startRun. */
   clearKick(): void;
   /** KVM_RUN: runs the guest until it exits. `interrupted` after a kick. */
   run(): Exit;

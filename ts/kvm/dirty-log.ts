@@ -3,6 +3,7 @@ import { formatRange } from '../core/checks.js';
 import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 import type { Backend, HostMemory } from './backend.js';
+import type { Planner } from './planner.js';
 
 /** Pages in one chunk of a sparse bitmap. */
 const chunkPages = 1 << 15;
@@ -54,14 +55,14 @@ interface Marked {
  */
 export class DirtyLog {
   readonly #backend: Backend;
-  readonly #logged: () => readonly MemoryRange[];
+  readonly #slots: Pick<Planner, 'logged'>;
   readonly #pageSize: number;
   readonly #memories: Marked[] = [];
 
-  /** `logged` gives the logged slots that KVM has now. */
-  constructor(backend: Backend, logged: () => readonly MemoryRange[]) {
+  /** `slots` knows the logged slots that KVM has now. */
+  constructor(backend: Backend, slots: Pick<Planner, 'logged'>) {
     this.#backend = backend;
-    this.#logged = logged;
+    this.#slots = slots;
     this.#pageSize = backend.capabilities.pageSize;
   }
 
@@ -87,7 +88,7 @@ export class DirtyLog {
    */
   drain(): boolean {
     const rings = this.#backend.dirtyRings!;
-    const slots = new Map(this.#logged().map((slot) => [slot.addressSpace * 0x10000 + slot.id, slot]));
+    const slots = new Map(this.#slots.logged().map((slot) => [slot.addressSpace * 0x10000 + slot.id, slot]));
     const count = rings.collect((id, page) => {
       const slot = slots.get(id);
       const offset = page * this.#pageSize;

@@ -3,7 +3,7 @@ import type { Arena } from '../core/arena.js';
 import { formatSize, hex } from '../core/checks.js';
 import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
-import { loadNativeLibrary, type NativeLibrary } from '../core/native.js';
+import { addressOf, loadNativeLibrary, type NativeLibrary } from '../core/native.js';
 import {
   type AllocateOptions,
   type Backend,
@@ -164,7 +164,7 @@ export class LinuxBackend implements Backend {
   constructor(arena: Arena, { path, dirtyLog = 'bitmap' }: LinuxOptions = {}) {
     this.#arena = arena;
     this.#library = loadKvmLibrary();
-    this.#base = arena.nativeBase(this.#library.native);
+    this.#base = addressOf(arena);
     this.#device = openKvm(path);
     try {
       const version = this.#library.ioctl(this.#device, requests.getApiVersion, 0);

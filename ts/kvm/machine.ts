@@ -6,14 +6,14 @@ import { chooseCore, createArena } from '../core/node.js';
 import { AddressSpace, MemoryMap } from '../memory/address-space.js';
 import { type FlatRange, isBacked, isWritable, rangeEnd } from '../memory/flat-view.js';
 import { MemoryRegion } from '../memory/region.js';
+import { SectionMap } from '../memory/section-map.js';
 import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
 import { DirtyLog } from './dirty-log.js';
-import { gateLineBytes } from './gate.js';
-import { Inhibitor, type InhibitorOptions } from './inhibitor.js';
+import { type GateHandle, gateLineBytes } from './gate.js';
+import { type CommitCanceller, Inhibitor, type InhibitorOptions } from './inhibitor.js';
 import { LinuxBackend } from './linux.js';
 import { Plan } from './plan.js';
 import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
-import { SectionMap } from './section-map.js';
 import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
 import { type CommitRecord, Rehearsed, SlotsListener } from './slots-listener.js';
 import { naiveWord } from './vcpu.js';
@@ -58,7 +58,7 @@ export interface Slot {
   readonly offset: number;
 }
 
-/** Each commit that changed slots is published here as a {@link CommitRecord}. */
+/** Each commit that changed slots is published here as a {@link CommitRecord}, its calls read, with its `machine`. */
 const commits = channel('kvm-memslots:commit');
 
 /** How long leaving the process waits for vCPUs to end, in milliseconds. */
@@ -109,12 +109,12 @@ export class Machine implements AsyncDisposable {
       this.#sections = new SectionMap(this.#arena, sectionCapacity);
       const core = chooseCore(this.#arena, backend.kind === 'kvm' ? 'native' : 'wasm');
       this.#planner = new Planner(this.#arena, core, plannerOptions(options, backend.capabilities));
-      this.#dirtyLog = new DirtyLog(backend, () => this.#planner.logged());
+      this.#dirtyLog = new DirtyLog(backend, this.#planner);
       const parts = [this.#arena, backend, this.#inhibitor, this.#planner, this.#sections, this.#dirtyLog] as const;
       this.#listener = new SlotsListener(...parts, {
         onCommit: (record) => {
           options.onCommit?.(record);
-          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls() });
+          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls(), machine: this });
         },
       });
       this.map = new MemoryMap();
@@ -124,7 +124,10 @@ export class Machine implements AsyncDisposable {
         backend.capabilities.addressSpaces > 1
           ? new AddressSpace(this.map, 'smm', MemoryRegion.container(this.map, 'smm', 2n ** 64n))
           : undefined;
-      this.map.addListener(this.#listener, this.smm === undefined ? [this.memory] : [this.memory, this.smm]);
+      const spaces = this.smm === undefined ? [this.memory] : [this.memory, this.smm];
+      this.map.addListener(this.#listener, spaces);
+      // Asked before the listener that would call KVM; edits needn't go through transaction().
+      this.map.addListener({ priority: this.#listener.priority - 1, commit: () => this.#assertOpen() }, spaces);
     } catch (error) {
       backend.close();
       throw error;
@@ -145,10 +148,13 @@ export class Machine implements AsyncDisposable {
 
   /**
    * What {@link transaction} of the same `edit` would do to the slots. Nothing is done: the tree is as it was. Throws
-   * what planning throws.
+   * what planning throws, and `STATE` inside a transaction.
    */
   plan(edit: () => void): Plan {
     this.#assertOpen();
+    if (this.map.inTransaction) {
+      throw new MemorySlotsError('STATE', "a plan can't be made inside a transaction, which would go on with the edit");
+    }
     this.#listener.rehearsing = true;
     try {
       this.map.transaction(edit);
@@ -252,6 +258,21 @@ export class Machine implements AsyncDisposable {
       this.#indexes.delete(index);
       throw error;
     }
+  }
+
+  /** What another thread needs to cancel a commit that waits for vCPUs: see cancelCommit. */
+  get canceller(): CommitCanceller {
+    return { memory: this.#arena.memory, control: this.#inhibitor.control };
+  }
+
+  /**
+   * What another thread needs to make VM ioctls of its own without one of them running inside an inhibit window: it
+   * makes its gate with Gate.attach, and goes through it for each. One handle for one thread; handles aren't freed.
+   */
+  ioctlGate(): GateHandle {
+    this.#assertOpen();
+    const { control, commonLine } = this.#inhibitor;
+    return { arena: this.#arena.handle(), control, line: commonLine };
   }
 
   get vcpus(): readonly Vcpu[] {

@@ -1,43 +1,12 @@
-import type { Arena, MemoryRange } from '../core/arena.js';
-import { hex } from '../core/checks.js';
+import type { Arena } from '../core/arena.js';
 import { errno } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { bitmapWords, DirtyBitmaps } from './simulated-dirty.js';
 import { type BoundRange, type FileTable, unbind } from './simulated-files.js';
 import type { Profile } from './simulated-profiles.js';
 import { awaitAccesses, invalidSlot, slotFlags } from './simulated-readers.js';
-
-/** A u64: a number as long as it is exact, a bigint above 2^53. */
-export type U64 = number | bigint;
-
-/** struct kvm_userspace_memory_region, and with the last two fields struct kvm_userspace_memory_region2. */
-export interface RegionRequest {
-  /** Slot id in the low 16 bits, address space above. */
-  readonly slot: number;
-  /** KVM_MEM_*: 1 log dirty pages, 2 read-only, 4 guest_memfd. */
-  readonly flags: number;
-  /** Bytes. */
-  readonly gpa: U64;
-  /** Bytes; 0 deletes. */
-  readonly size: U64;
-  /** Host-virtual address, in bytes. */
-  readonly host: U64;
-  readonly guestMemfd?: number;
-  /** Bytes. */
-  readonly guestMemfdOffset?: U64;
-}
-
-/** A slot as the kernel holds it. Sizes and addresses in bytes. */
-export interface SlotState {
-  readonly addressSpace: number;
-  readonly id: number;
-  readonly gpa: number;
-  readonly size: number;
-  readonly host: number;
-  readonly flags: number;
-  /** Into the guest_memfd; 0 without one. */
-  readonly guestMemfdOffset: number;
-}
+import { checkRequest, isAligned, mustBeU32, mustBeU64, type RegionRequest, type U64 } from './simulated-request.js';
+import { type Slot, SlotSpace, type SlotState } from './simulated-slots.js';
 
 /** What a successful call does to slots. */
 export type Change = 'create' | 'delete' | 'move' | 'flags' | 'nothing';
@@ -50,7 +19,10 @@ export interface KernelCall {
   readonly request: RegionRequest | null;
 }
 
-/** Code that runs in the middle of calls, on the owner's thread. */
+/**
+ * Code that runs in the middle of calls, on the owner's thread. It must not make calls itself. What `published` throws
+ * is thrown when the call has ended: the kernel stays consistent.
+ */
 export interface CallHooks {
   /** Before anything is checked. A positive errno makes the call fail with it, having done nothing. */
   before?(call: KernelCall): number | undefined;
@@ -74,36 +46,6 @@ export interface KernelOptions {
 }
 
 const { logDirty, readonly, guestMemfd } = slotFlags;
-/** The pages of a slot are counted in 31 bits. */
-const mostPages = 2 ** 31 - 1;
-
-/** One slot and what hangs on it. */
-interface Slot extends SlotState {
-  /** Place of its dirty bitmap, undefined if it isn't logged. */
-  readonly bitmap: number | undefined;
-  readonly bound: BoundRange | undefined;
-}
-
-interface AddressSpace {
-  readonly slots: Map<number, Slot>;
-  /** Arena offset of a plain table of the same slots, in which C looks for overlaps. */
-  readonly table: number;
-  /** Arena offset of the map that vCPUs look slots up in. */
-  readonly map: number;
-  generation: number;
-}
-
-/** A u64 argument; anything else is a mistake of the caller that no kernel would ever see. */
-function mustBeU64(what: string, value: U64): U64 {
-  const valid = typeof value === 'bigint' ? value >= 0n && value < 1n << 64n : Number.isInteger(value) && value >= 0;
-  if (valid && value < 2 ** 64) return value;
-  throw new MemorySlotsError('INVALID', `${what} must be an integer from 0 to 2^64 - 1, not ${value}`);
-}
-
-function mustBeU32(what: string, value: number): number {
-  if (Number.isInteger(value) && value >= 0 && value < 2 ** 32) return value;
-  throw new MemorySlotsError('INVALID', `${what} must be an integer from 0 to 2^32 - 1, not ${value}`);
-}
 
 /**
  * The memory slots of a simulated KVM virtual machine. Answers KVM_SET_USER_MEMORY_REGION and its kin with the errno
@@ -114,35 +56,27 @@ export class SimulatedKernel {
   readonly profile: Profile;
   readonly files: FileTable;
   readonly #arena: Arena;
-  readonly #spaces: readonly AddressSpace[];
+  readonly #spaces: readonly SlotSpace[];
   readonly #bitmaps: DirtyBitmaps;
   readonly #callMicroseconds: number;
-  /** Arena offsets of one range to remove and one to add. */
-  readonly #old: number;
-  readonly #new: number;
   readonly #hooks = new Set<CallHooks>();
   readonly #readers = new Set<number>();
   #calls = 0;
+  /** Between the checks of a call and its end. */
+  #busy = false;
+  /** What hooks threw in the middle of the present call. */
+  readonly #thrown: { readonly error: unknown }[] = [];
   #dead = false;
   #manualProtect = 0;
 
   constructor(arena: Arena, options: KernelOptions) {
     const { profile } = options;
-    const { wasm } = arena;
     this.#arena = arena;
     this.profile = profile;
     this.files = options.files;
     this.#callMicroseconds = options.callMicroseconds;
     this.#bitmaps = new DirtyBitmaps(options.dirtyLogBytes);
-    this.#old = arena.allocate(arena.layout.range.bytes);
-    this.#new = arena.allocate(arena.layout.range.bytes);
-    this.#spaces = Array.from({ length: profile.addressSpaces }, () => {
-      const table = arena.allocate(wasm.table_size(profile.slots));
-      const map = arena.allocate(wasm.map_size(profile.slots));
-      wasm.table_init(table, profile.slots);
-      wasm.map_init(map, profile.slots);
-      return { slots: new Map(), table, map, generation: 0 };
-    });
+    this.#spaces = Array.from({ length: profile.addressSpaces }, () => new SlotSpace(arena, profile.slots));
   }
 
   /** Arena offsets of the maps that vCPUs read, by address space. @internal */
@@ -178,8 +112,7 @@ export class SimulatedKernel {
 
   /** The slots of one address space, by ascending GPA. */
   layout(addressSpace = 0): SlotState[] {
-    const slots = [...this.#space(addressSpace).slots.values()].sort((a, b) => a.gpa - b.gpa);
-    return slots.map(({ bitmap, bound, ...state }) => state);
+    return this.#space(addressSpace).list();
   }
 
   /** How often the set of slots of `addressSpace` was swapped: the kernel's own measure of what a call did. */
@@ -203,7 +136,7 @@ export class SimulatedKernel {
     mustBeU64('the size', size);
     if (this.#dead) return -errno.EIO;
     if (!this.profile.guestMemfd) return -errno.ENOTTY;
-    if (size <= 0 || size >= 2 ** 63 || !this.#aligned(size)) return -errno.EINVAL;
+    if (size <= 0 || size >= 2 ** 63 || !isAligned(size, this.profile.pageSize)) return -errno.EINVAL;
     return this.files.createGuestMemfd(this, Number(size));
   }
 
@@ -243,8 +176,7 @@ export class SimulatedKernel {
     if (!this.profile.manualDirtyLog) return this.#dead ? -errno.EIO : -errno.ENOTTY;
     mustBeU64('the first page', firstPage);
     mustBeU32('the number of pages', pageCount);
-    const aligned = typeof firstPage === 'bigint' ? firstPage % 64n === 0n : firstPage % 64 === 0;
-    const found = this.#loggedSlot(slot, aligned);
+    const found = this.#loggedSlot(slot, isAligned(firstPage, 64));
     if (typeof found === 'number') return found;
     const left = found.size / this.profile.pageSize - Number(firstPage);
     if (left < 0 || pageCount > left || (pageCount < left && pageCount % 64 !== 0)) return -errno.EINVAL;
@@ -260,7 +192,7 @@ export class SimulatedKernel {
     const space = this.#spaces[slot >>> 16];
     const id = slot & 0xffff;
     if (space === undefined || id >= this.profile.slots || !aligned) return -errno.EINVAL;
-    const found = space.slots.get(id);
+    const found = space.get(id);
     return found?.bitmap === undefined ? -errno.ENOENT : found;
   }
 
@@ -271,21 +203,31 @@ export class SimulatedKernel {
     throw new MemorySlotsError('INVALID', message);
   }
 
-  #space(addressSpace: number): AddressSpace {
+  #space(addressSpace: number): SlotSpace {
     const space = this.#spaces[addressSpace];
     if (space === undefined) throw new MemorySlotsError('INVALID', `there is no address space ${addressSpace}`);
     return space;
   }
 
   #call(name: KernelCall['name'], request: RegionRequest | null): number {
+    if (this.#busy) throw new MemorySlotsError('STATE', `${name} can't be called from inside another call`);
     const call: KernelCall = { number: ++this.#calls, name, request };
     let result = 0;
     for (const hooks of this.#hooks) {
       const fault = hooks.before?.(call) ?? 0;
       if (result === 0 && fault !== 0) result = -fault;
     }
-    if (result === 0) result = this.#perform(call);
+    if (result === 0) {
+      this.#busy = true;
+      try {
+        result = this.#perform(call);
+      } finally {
+        this.#busy = false;
+      }
+    }
     for (const hooks of this.#hooks) hooks.after?.(call, result);
+    const [thrown] = this.#thrown.splice(0);
+    if (thrown !== undefined) throw thrown.error;
     return result;
   }
 
@@ -293,10 +235,10 @@ export class SimulatedKernel {
     const { request } = call;
     if (this.#dead) return -errno.EIO;
     if (request === null) return -errno.EFAULT;
-    const refused = this.#check(request, call.name === 'KVM_SET_USER_MEMORY_REGION');
+    const refused = checkRequest(this.profile, request, call.name === 'KVM_SET_USER_MEMORY_REGION');
     if (refused !== 0) return refused;
     const space = this.#spaces[request.slot >>> 16]!;
-    const old = space.slots.get(request.slot & 0xffff);
+    const old = space.get(request.slot & 0xffff);
     // Page-aligned u64s are exact as numbers, all the way up.
     const [gpa, size, host] = [Number(request.gpa), Number(request.size), Number(request.host)];
     if (size === 0) return old === undefined ? -errno.EINVAL : this.#delete(call, space, old);
@@ -307,37 +249,7 @@ export class SimulatedKernel {
     return request.flags === old.flags ? 0 : this.#changeFlags(call, space, old, request.flags);
   }
 
-  /** The checks that need no slot, in the kernel's order. */
-  #check(request: RegionRequest, first: boolean): number {
-    const { profile } = this;
-    mustBeU32('the slot', request.slot);
-    mustBeU32('the flags', request.flags);
-    mustBeU64('the GPA', request.gpa);
-    mustBeU64('the size', request.size);
-    mustBeU64('the host address', request.host);
-    const offset = mustBeU64('the guest_memfd offset', request.guestMemfdOffset ?? 0);
-    const { flags } = request;
-
-    if (first && flags & ~(logDirty | readonly)) return -errno.EINVAL;
-    if ((request.slot & 0xffff) >= profile.slots) return -errno.EINVAL;
-    const known = flags & guestMemfd ? guestMemfd : logDirty | (profile.readonlyMemory ? readonly : 0);
-    if (flags & ~known || (flags & guestMemfd && !profile.guestMemfd)) return -errno.EINVAL;
-    if (![request.size, request.gpa, request.host].every((value) => this.#aligned(value))) return -errno.EINVAL;
-    const size = Number(request.size);
-    if (Number(request.host) + size > profile.hostLimit) return -errno.EINVAL;
-    if (flags & guestMemfd && (!this.#aligned(offset) || Number(offset) + size >= 2 ** 64)) return -errno.EINVAL;
-    if (request.slot >>> 16 >= profile.addressSpaces) return -errno.EINVAL;
-    if (Number(request.gpa) + size >= 2 ** 64) return -errno.EINVAL;
-    if (size / profile.pageSize > mostPages) return -errno.EINVAL;
-    return 0;
-  }
-
-  #aligned(value: U64): boolean {
-    const { pageSize } = this.profile;
-    return typeof value === 'bigint' ? value % BigInt(pageSize) === 0n : value % pageSize === 0;
-  }
-
-  #create(call: KernelCall, space: AddressSpace, request: RegionRequest): number {
+  #create(call: KernelCall, space: SlotSpace, request: RegionRequest): number {
     const [gpa, size, host] = [Number(request.gpa), Number(request.size), Number(request.host)];
     const { flags } = request;
     const offset = flags & guestMemfd ? Number(request.guestMemfdOffset ?? 0) : 0;
@@ -350,7 +262,7 @@ export class SimulatedKernel {
       flags,
       guestMemfdOffset: offset,
     };
-    if (this.#overlaps(space, state)) return -errno.EEXIST;
+    if (space.overlaps(state)) return -errno.EEXIST;
     let bound: BoundRange | undefined;
     if (flags & guestMemfd) {
       const result = this.files.bind(request.guestMemfd ?? -1, this, offset, size);
@@ -366,24 +278,24 @@ export class SimulatedKernel {
       return refused;
     }
     this.#swap(call, 'create', space, undefined, slot);
-    this.#record(space, undefined, slot);
+    space.record(undefined, slot);
     this.#takeTime(this.#callMicroseconds);
     return 0;
   }
 
-  #delete(call: KernelCall, space: AddressSpace, old: Slot): number {
+  #delete(call: KernelCall, space: SlotSpace, old: Slot): number {
     this.#swap(call, 'delete', space, old, old, invalidSlot);
     // Half before the hole and half in it, so that a hole lasts about as long as on a real host.
     this.#takeTime(this.#callMicroseconds / 2);
     this.#swap(call, 'delete', space, old, undefined);
-    this.#record(space, old, undefined);
+    space.record(old, undefined);
     this.#free(old);
     this.#takeTime(this.#callMicroseconds / 2);
     return 0;
   }
 
-  #move(call: KernelCall, space: AddressSpace, old: Slot, gpa: number, flags: number): number {
-    if (this.#overlaps(space, { ...old, gpa })) return -errno.EEXIST;
+  #move(call: KernelCall, space: SlotSpace, old: Slot, gpa: number, flags: number): number {
+    if (space.overlaps({ ...old, gpa })) return -errno.EEXIST;
     this.#swap(call, 'move', space, old, old, invalidSlot);
     this.#takeTime(this.#callMicroseconds / 2);
     const slot = this.#relogged({ ...old, gpa, flags });
@@ -397,17 +309,17 @@ export class SimulatedKernel {
       return refused;
     }
     this.#swap(call, 'move', space, old, slot);
-    this.#record(space, old, slot);
+    space.record(old, slot);
     if (old.bitmap !== slot.bitmap) this.#free({ ...old, bound: undefined });
     this.#takeTime(this.#callMicroseconds / 2);
     return 0;
   }
 
-  #changeFlags(call: KernelCall, space: AddressSpace, old: Slot, flags: number): number {
+  #changeFlags(call: KernelCall, space: SlotSpace, old: Slot, flags: number): number {
     const slot = this.#relogged({ ...old, flags });
     if (typeof slot === 'number') return slot;
     this.#swap(call, 'flags', space, old, slot);
-    this.#record(space, old, slot);
+    space.record(old, slot);
     if (old.bitmap !== slot.bitmap) this.#free({ ...old, bound: undefined });
     this.#takeTime(this.#callMicroseconds);
     return 0;
@@ -430,72 +342,24 @@ export class SimulatedKernel {
     if (slot.bound !== undefined) unbind(slot.bound);
   }
 
-  /** Whether `state` overlaps a slot of another id. */
-  #overlaps(space: AddressSpace, state: SlotState): boolean {
-    const { wasm } = this.#arena;
-    const own = space.slots.get(state.id);
-    this.#write(this.#new, state, undefined, 0);
-    if (own !== undefined) wasm.remove(space.table, own.id);
-    const found = wasm.overlap(space.table, this.#new);
-    if (own !== undefined) {
-      this.#write(this.#old, own, undefined, 0);
-      wasm.insert(space.table, this.#old);
-    }
-    return found >= 0;
-  }
-
   /** Shows vCPUs `slot` (or nothing) in the place of `old` (or nothing), at one instant, and waits for the last reader. */
   #swap(
     call: KernelCall,
     change: Change,
-    space: AddressSpace,
+    space: SlotSpace,
     old: Slot | undefined,
     slot: Slot | undefined,
     flags = 0,
   ): void {
-    if (old !== undefined) this.#write(this.#old, old, old.bitmap, 0);
-    if (slot !== undefined) this.#write(this.#new, slot, slot.bitmap, flags);
-    const { wasm } = this.#arena;
-    // A slot that moves over its own old place, or stays, is replaced: the map wants the delete by its present place.
-    const result = wasm.map_apply(space.map, this.#old, old ? 1 : 0, this.#new, slot ? 1 : 0);
-    if (result !== 0) {
-      const shown = [old, slot].map((state) => (state === undefined ? 'nothing' : hex(state.gpa))).join(' by ');
-      throw new MemorySlotsError('STATE', `the simulated kernel's map refused to replace ${shown}: ${result}`);
-    }
-    space.generation++;
+    space.publish(old, slot, flags);
     awaitAccesses(this.#arena.words, this.#readers);
-    for (const hooks of this.#hooks) hooks.published?.(call, change);
-  }
-
-  /** Brings the kernel's own books up to date. */
-  #record(space: AddressSpace, old: Slot | undefined, slot: Slot | undefined): void {
-    const { wasm } = this.#arena;
-    if (old !== undefined) {
-      wasm.remove(space.table, old.id);
-      space.slots.delete(old.id);
+    for (const hooks of this.#hooks) {
+      try {
+        hooks.published?.(call, change);
+      } catch (error) {
+        this.#thrown.push({ error });
+      }
     }
-    if (slot !== undefined) {
-      this.#write(this.#new, slot, undefined, 0);
-      wasm.insert(space.table, this.#new);
-      space.slots.set(slot.id, slot);
-    }
-  }
-
-  /** A published slot's `region` is the place of its dirty bitmap. */
-  #write(offset: number, slot: SlotState, bitmap: number | undefined, flags: number): void {
-    const range: MemoryRange = {
-      gpa: slot.gpa,
-      size: slot.size,
-      host: slot.host,
-      offset: slot.guestMemfdOffset,
-      id: slot.id,
-      flags: slot.flags | flags,
-      region: bitmap ?? 0,
-      since: 0,
-      addressSpace: slot.addressSpace,
-      guestMemfd: -1,
-    };
-    this.#arena.writeRange(offset, range);
   }
 
   #takeTime(microseconds: number): void {

@@ -4,6 +4,7 @@ import { MemorySlotsError } from '../core/errors.js';
 import type { Backend, GuestProgram } from './backend.js';
 import { lineWords, vcpuStates } from './gate.js';
 import type { Inhibitor } from './inhibitor.js';
+import { describeThread, threadExists } from './thread-state.js';
 import { mailboxWords, type VcpuMessage } from './vcpu.js';
 import type { VcpuWorkerData } from './vcpu-worker.js';
 
@@ -23,7 +24,7 @@ export interface VcpuCounters {
   readonly guestRounds: number;
 }
 
-/** Why a vCPU's guest stopped by itself. */
+/** Why a vCPU's guest stopped by itself; `crashed` if its thread ended without having been told to. */
 export interface VcpuStop {
   readonly reason: string;
   readonly gpa: number;
@@ -62,7 +63,10 @@ export interface VcpuParts {
 export class Vcpu {
   readonly index: number;
   readonly line: number;
-  /** Resolves when the guest stops by itself (it halts, or KVM gives up on it) or the vCPU ends: then undefined. */
+  /**
+   * Resolves when the guest stops by itself (it halts, or KVM gives up on it, or its thread crashes: see {@link error})
+   * or the vCPU ends: then undefined.
+   */
   readonly stopped: Promise<VcpuStop | undefined>;
   /** What the vCPU's thread died of, if it did. */
   error: Error | undefined;
@@ -80,7 +84,12 @@ export class Vcpu {
     this.stopped = new Promise((resolve) => {
       this.#stop = resolve;
     });
-    inhibitor.add(index, line, () => backend.kick(index));
+    const thread = () => Atomics.load(arena.words, (line >>> 2) + lineWords.thread);
+    inhibitor.add(index, line, {
+      kick: () => backend.kick(index),
+      describe: () => describeThread(thread()),
+      isAlive: () => threadExists(thread()),
+    });
     try {
       const setup = backend.createVcpu(index, line, guest);
       const scratch = arena.allocate(arena.layout.range.bytes);
@@ -100,8 +109,8 @@ export class Vcpu {
       throw error;
     }
     this.#gone = new Promise((resolve) => {
-      this.#worker.on('exit', () => {
-        this.#onExit();
+      this.#worker.on('exit', (code) => {
+        this.#onExit(code);
         resolve();
       });
     });
@@ -139,11 +148,17 @@ export class Vcpu {
     }
   }
 
-  #onExit(): void {
+  #onExit(code: number): void {
+    const { arena, inhibitor, backend } = this.#parts;
     this.#isGone = true;
-    if (this.error !== undefined) this.#parts.inhibitor.release(this.index);
-    this.#parts.inhibitor.remove(this.index);
-    this.#parts.backend.destroyVcpu(this.index);
+    if (Atomics.load(arena.words, (this.line >>> 2) + lineWords.state) !== vcpuStates.ended) {
+      inhibitor.release(this.index);
+      const message = `the thread of vCPU ${this.index} ended with exit code ${code} without having been told to`;
+      this.error ??= new MemorySlotsError('STATE', message);
+      this.#stop({ reason: 'crashed', gpa: 0, detail: code });
+    }
+    inhibitor.remove(this.index);
+    backend.destroyVcpu(this.index);
     this.#stop(undefined);
     this.#parts.onGone(this);
   }

@@ -1,7 +1,7 @@
 import type { Arena, MemoryRange } from '../core/arena.js';
+import { SectionMapReader } from '../memory/section-map.js';
 import type { Exit, VcpuRunner } from './backend.js';
 import { Gate, gateBits, lineWords, vcpuStates } from './gate.js';
-import { SectionMapReader } from './section-map.js';
 
 /** Words of a vCPU's mailbox, from the start of its line; see {@link VcpuLoop}. All but `data` are plain numbers. */
 export const mailboxWords = { gpaLow: 16, gpaHigh: 17, size: 18, write: 19, data: 20 } as const;
@@ -60,21 +60,27 @@ export class VcpuLoop {
 
   /** Runs until the vCPU is closed or can't go on. Returns then; throws what KVM_RUN throws. */
   run(): void {
-    let goesOn = true;
-    while (goesOn && this.#gate.enter()) {
-      const entered = this.#reader.commit;
-      let exit: Exit | undefined;
-      try {
-        this.#runner.clearKick();
-        if (this.#gate.mayRun()) exit = this.#runner.run();
-      } finally {
-        this.#gate.leave();
-      }
-      if (exit === undefined || exit.reason === 'interrupted') continue;
-      this.#count(lineWords.exits);
-      goesOn = this.#handle(exit, entered);
-    }
+    while (this.turn());
     Atomics.store(this.#words, this.#base + lineWords.state, vcpuStates.ended);
+  }
+
+  /**
+   * One stay in KVM_RUN, once the gate lets the vCPU in, and all that its exit calls for. False once the vCPU is closed
+   * or its guest can't go on. Throws what KVM_RUN throws.
+   */
+  turn(): boolean {
+    if (!this.#gate.enter()) return false;
+    const entered = this.#reader.commit;
+    let exit: Exit | undefined;
+    try {
+      this.#runner.clearKick();
+      if (this.#gate.startRun()) exit = this.#runner.run();
+    } finally {
+      this.#gate.leave();
+    }
+    if (exit === undefined || exit.reason === 'interrupted') return true;
+    this.#count(lineWords.exits);
+    return this.#handle(exit, entered);
   }
 
   #count(word: number): void {

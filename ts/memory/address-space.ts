@@ -75,7 +75,7 @@ export class MemoryMap extends Transactions {
       listener,
       events: spaces.flatMap((space) => space.view.ranges.map((range) => ({ type, section: sectionOf(space, range) }))),
     });
-    this.guarded(() => announce([held('add')]));
+    this.guarded(() => announce([held('add')], () => undefined));
     const priority = listener.priority ?? 0;
     const later = this.#registrations.findIndex((other) => (other.listener.priority ?? 0) > priority);
     this.#registrations.splice(later < 0 ? this.#registrations.length : later, 0, registration);
@@ -83,7 +83,7 @@ export class MemoryMap extends Transactions {
       detach: () => {
         const index = this.#registrations.indexOf(registration);
         if (index < 0) return;
-        this.guarded(() => announce([held('delete')]));
+        this.guarded(() => announce([held('delete')], () => undefined));
         this.#registrations.splice(index, 1);
       },
     };
@@ -95,15 +95,13 @@ export class MemoryMap extends Transactions {
     return this.#spaces.push(space) - 1;
   }
 
-  protected override publish(): void {
+  protected override publish(undo: () => void): void {
     const changed = this.#spaces.flatMap((space) => space.prepare(this.#work) ?? []);
     for (const { space, after } of changed) space.show(after);
-    try {
-      announce(this.#announcements(changed));
-    } catch (error) {
+    announce(this.#announcements(changed), () => {
       for (const { space, before } of changed) space.show(before);
-      throw error;
-    }
+      undo();
+    });
   }
 
   protected override discard(): void {

@@ -31,7 +31,7 @@ export interface TextRoots {
  * - of overlapping siblings of the same priority, the one at the higher address shows, which leaves none hidden inside
  *   a larger one; at the same address, the one printed first (QEMU prints the newest first);
  * - an `i/o` region with children has no content of its own, nor has one of at least 2^32 bytes without children,
- *   except those known by name to answer accesses (the root of the port addresses, `io`, and a few devices);
+ *   except those known by name to answer accesses (the root of the port addresses, `io`, a few devices, and IOMMUs);
  * - an alias of one byte has none (QEMU prints an empty one so, as for the closed windows of a PCI bridge);
  * - an alias isn't read-only;
  * - of several regions with the name of an alias's target, it is the one of the same kind and large enough that has
@@ -86,7 +86,6 @@ class Identity {
   readonly #targets = new Map<string, MtreeNode[]>();
   /** Every other line of the primary trees, by name. */
   readonly #others = new Map<string, MtreeNode[]>();
-
   /** Blocks without a line of their own: regions that are disabled. */
   readonly #disabled = new Set<string>();
 
@@ -169,8 +168,8 @@ function likeness(alias: MtreeNode, target: MtreeNode): number {
   return (target.kind === alias.kind ? 4 : 0) + (to <= target.size ? 2 : 0) + (filled ? 1 : 0);
 }
 
-/** `i/o` regions with children that QEMU's flat views show between their children. */
-const answering: ReadonlySet<string> = new Set(['io', 'rtc', 'vga.mmio', 'megasas-mmio', 'gpex_mmio_window']);
+/** `i/o` regions that QEMU's flat views show, though they have children or are as large as containers usually are. */
+const answering = /^(?:io|rtc|vga\.mmio|megasas-mmio|gpex_mmio_window|amd_iommu|vtd-[0-9a-f.]+-dmar)$/;
 
 /** Turns lines into regions. */
 class Builder {
@@ -233,7 +232,7 @@ class Builder {
         return MemoryRegion.romDevice(map, name, size, options);
       case 'i/o': {
         const bare = node.children.length > 0 || size >= 1n << 32n;
-        return bare && !answering.has(name)
+        return bare && !answering.test(name)
           ? MemoryRegion.container(map, name, size, options)
           : MemoryRegion.mmio(map, name, size, undefined, options);
       }

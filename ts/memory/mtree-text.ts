@@ -55,6 +55,7 @@ export interface MtreeText {
   readonly last: TextLine;
 }
 
+const headings = ['address-space:', 'memory-region:'];
 const headingLine = /^(address-space|memory-region): ?(.*)$/;
 const regionLine =
   /^( +)(\[DETECTED OVERFLOW!\] ?)?([0-9a-f]{16})-([0-9a-f]{16}) \(prio (-?\d+), (nv-)?([^()]*)\):(?: (.*))?$/;
@@ -135,10 +136,7 @@ class MtreeReader {
     if (treeless !== undefined) {
       throw lineError(this.#last, `the text ends before the tree of '${treeless.names.at(-1)!.name}'`);
     }
-    // A whole text ends with the targets of its aliases; the trees of these are compared with what else is known.
-    if (this.#block?.heading === 'address-space' && this.#monitorEnds && this.#last.end === 'none') {
-      throw lineError(this.#last, 'the text ends within this line');
-    }
+    if (this.#breaksOff()) throw lineError(this.#last, 'the text ends within this line');
     if (!this.#blocks.some(({ heading }) => heading === 'address-space')) {
       const hint = this.#sawFlatView
         ? " (a flat view is what 'info mtree -f' prints, 'info mtree' prints the tree)"
@@ -146,6 +144,15 @@ class MtreeReader {
       throw lineError(this.#last, `the text ends without an 'address-space:' line${hint}`);
     }
     return { blocks: this.#blocks, whole: this.#block === undefined, last: this.#last };
+  }
+
+  /** Whether the last line is only the beginning of one, as far as that can be told without its end. */
+  #breaksOff(): boolean {
+    const { content, end } = this.#last;
+    if (end !== 'none') return false;
+    if (this.#block === undefined) return content !== '' && headings.some((heading) => heading.startsWith(content));
+    // A whole text ends with the targets of its aliases; those can be compared with what else is known of them.
+    return this.#monitorEnds && this.#block.heading === 'address-space';
   }
 
   /** The block being read, if no line of its tree has come yet. */

@@ -15,16 +15,10 @@ export { MemorySlotsError } from '../core/errors.js';
 export type { Exit, GuestProgram, GuestStep, HostMemory } from '../kvm/backend.js';
 export { SimulatedBackend, type SimulatedOptions } from '../kvm/simulated.js';
 export { FileTable } from '../kvm/simulated-files.js';
-export type {
-  CallHooks,
-  Change,
-  KernelCall,
-  RegionRequest,
-  SimulatedKernel,
-  SlotState,
-  U64,
-} from '../kvm/simulated-kernel.js';
+export type { CallHooks, Change, KernelCall, SimulatedKernel } from '../kvm/simulated-kernel.js';
 export type { ProfileName } from '../kvm/simulated-profiles.js';
+export type { RegionRequest, U64 } from '../kvm/simulated-request.js';
+export type { SlotState } from '../kvm/simulated-slots.js';
 export { CallRecorder, describeCall, Faults, type RecordedCall } from './hooks.js';
 export {
   describeMoment,

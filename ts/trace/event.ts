@@ -13,6 +13,9 @@ export const READONLY = 2;
 /** Flag of a memory slot: private memory comes from a guest_memfd (`KVM_MEM_GUEST_MEMFD`). */
 export const GUEST_MEMFD = 4;
 
+/** What the VM of a QEMU log is called: such a log has one and doesn't name it. */
+export const onlyVm = 'vm';
+
 /** The kinds of log that are read. */
 export type TraceFormat = 'qemu' | 'strace' | 'mtree' | 'json';
 

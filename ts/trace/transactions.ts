@@ -6,6 +6,8 @@ export interface Step extends Effect {
   readonly update: SlotUpdate;
   /** The index of the transaction it belongs to: unique in the log, whatever its VM and address space. */
   readonly transaction: number;
+  /** The slots in use after the call, all address spaces of the VM together. */
+  readonly slots: number;
 }
 
 /** The slot calls that one change of one address space's memory map made. */
@@ -41,6 +43,11 @@ export class Grouper {
     return this.#index + 1;
   }
 
+  /** Whether the log itself marks where commits begin. */
+  get marked(): boolean {
+    return this.#marked;
+  }
+
   /** The layouts by VM, as they are now. */
   get layouts(): ReadonlyMap<string, Layout> {
     return this.#layouts;
@@ -70,7 +77,7 @@ export class Grouper {
       this.#addressSpace = event.addressSpace;
     }
     if (change === 'create' || change === 'move') this.#creates = true;
-    return { change, before, after, contradiction, update: event, transaction: this.#index };
+    return { change, before, after, contradiction, update: event, transaction: this.#index, slots: layout.size };
   }
 
   #begin(update: SlotUpdate, failed: boolean): void {
