@@ -53,6 +53,8 @@ export interface VcpuParts {
   /** Arena offset of the section map. */
   readonly map: number;
   readonly answer: MmioAnswer;
+  /** Makes room in the dirty rings. False if that can't be done any more. */
+  readonly drainDirtyRings: () => boolean;
   /** Called once the vCPU's thread is gone and its gate with it. */
   readonly onGone: (vcpu: Vcpu) => void;
 }
@@ -122,7 +124,8 @@ export class Vcpu implements AsyncDisposable {
       this.error = error as Error;
     });
     this.#worker.on('message', (message: VcpuMessage | { kind: 'ready' }) => {
-      if (message.kind === 'mmio') this.#answer();
+      if (message.kind === 'mmio') this.#reply(() => this.#answer());
+      else if (message.kind === 'dirty-ring-full') this.#reply(() => this.#drain());
       else if (message.kind === 'stopped') this.#stop(message);
     });
   }
@@ -179,6 +182,25 @@ export class Vcpu implements AsyncDisposable {
     this.#parts.onGone(this);
   }
 
+  /** Does what the vCPU waits for, and lets it go on whatever comes of it. */
+  #reply(work: () => void): void {
+    const { words } = this.#parts.arena;
+    const mailbox = (this.line >>> 2) + lineWords.mailbox;
+    try {
+      work();
+    } finally {
+      Atomics.store(words, mailbox, 0);
+      Atomics.notify(words, mailbox);
+    }
+  }
+
+  /** A vCPU whose ring stays full would run in circles. */
+  #drain(): void {
+    if (this.#parts.drainDirtyRings()) return;
+    this.#stop({ reason: 'dirty-ring-overrun', gpa: 0, detail: 0 });
+    this.close();
+  }
+
   #answer(): void {
     const { arena } = this.#parts;
     const base = this.line >>> 2;
@@ -188,12 +210,7 @@ export class Vcpu implements AsyncDisposable {
       (base + mailboxWords.data) * 4 + word(mailboxWords.size),
     );
     const gpa = word(mailboxWords.gpaHigh) * 2 ** 32 + word(mailboxWords.gpaLow);
-    try {
-      this.#parts.answer(gpa, data, word(mailboxWords.write) === 1);
-    } finally {
-      Atomics.store(arena.words, base + lineWords.mailbox, 0);
-      Atomics.notify(arena.words, base + lineWords.mailbox);
-    }
+    this.#parts.answer(gpa, data, word(mailboxWords.write) === 1);
   }
 
   get counters(): VcpuCounters {
