@@ -234,7 +234,7 @@ describe('all interleavings of a commit', () => {
         ...kvm,
         guests,
         commit: () => (updates === 'atomic' ? void inhibitor.window(() => shrink(kvm)) : shrink(kvm)),
-        mayRun: (vcpu) => gates[vcpu]!.mayRun(),
+        mayRun: (vcpu) => gates[vcpu]!.startRun(),
       };
     };
     expect(exploreInterleavings(make('atomic')).moments).toEqual([]);
