@@ -24,7 +24,7 @@ DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
 # The compiler for the library whose platform is $*.
 LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 
-.PHONY: help build arm64 pack-files test demo lint lint-c clean
+.PHONY: help build arm64 pack-files test demo verify lint lint-c clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -66,9 +66,12 @@ test: build ## the whole suite, with the native core and with the WASM one
 demo: build ## resize, split and merge a running VM's memory, naively and atomically
 	node dist/cli.js demo
 
+verify: ## the locking protocol, proved by a model checker; and that faulty variants of it are found
+	@CC=$(CC) test/model/verify.sh
+
 lint: node_modules/.installed lint-c ## style, types and warnings of the TypeScript and the C
 	npx --no-install biome check .
-	npx --no-install tsc --noEmit -p tsconfig.json
+	npx --no-install tsc --noEmit -p test
 
 lint-c:
 	$(TOOL) clang-format clang-format --dry-run -Werror csrc/*.[ch] test/fuzz/*.[ch]

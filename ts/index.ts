@@ -14,7 +14,8 @@ export {
   type VcpuSetup,
   type X86Start,
 } from './kvm/backend.js';
-export type { InhibitorOptions } from './kvm/inhibitor.js';
+export { Gate, type GateHandle } from './kvm/gate.js';
+export { type CommitCanceller, cancelCommit, type InhibitorOptions } from './kvm/inhibitor.js';
 export { Machine, type MachineOptions, type Slot } from './kvm/machine.js';
 export { Plan } from './kvm/plan.js';
 export {
@@ -48,3 +49,4 @@ export {
   type RegionOptions,
 } from './memory/region.js';
 export type { Transactions } from './memory/transactions.js';
+export { type SharedMachine, shareMachine } from './replay/live.js';

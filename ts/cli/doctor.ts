@@ -118,7 +118,7 @@ export function kvmChecks(path = '/dev/kvm'): Check[] {
     return [{ name: path, status: 'problem', found: messageOf(error), advice }];
   }
   try {
-    const backend = new LinuxBackend(createArena(1 << 20), path);
+    const backend = new LinuxBackend(createArena(1 << 20), { path });
     try {
       return [
         { name: path, status: 'ok', found: `works${moduleName()}` },

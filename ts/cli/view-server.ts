@@ -114,8 +114,13 @@ function answer(
     'x-trace-name': encodeURIComponent(trace.name),
     ...(trace.live ? { 'x-trace-live': 'yes' } : {}),
   });
-  if (request.method === 'HEAD') response.end();
-  else pipeline(trace.open(), response, () => {});
+  if (request.method === 'HEAD') {
+    response.end();
+    return;
+  }
+  // Of a live trace, the first byte may be long in coming.
+  response.flushHeaders();
+  pipeline(trace.open(), response, () => {});
 }
 
 function holdsToken(authorization: string | undefined, token: string): boolean {

@@ -6,6 +6,7 @@ import { gzipSync } from 'node:zlib';
 import { MemorySlotsError } from '../core/errors.js';
 import { withServer, withTrace } from '../viewer/document.js';
 import { type Command, UsageError, type Values } from './command.js';
+import { followPrograms, followQemu, type LiveSource } from './view-live.js';
 import { type ServedTrace, startViewServer } from './view-server.js';
 
 /** Larger logs make documents that browsers no longer open with ease. Bytes, compressed. */
@@ -16,6 +17,8 @@ export const command: Command = {
   summary: 'Shows memory slots, their changes and the holes in a browser',
   operands: '[LOG|MTREE|JSON]',
   options: [
+    { name: 'live', help: 'show a program that calls shareMachine(machine) of this library, as it runs' },
+    { name: 'qmp', value: 'SOCKET', help: 'show a QEMU as it runs, by its QMP socket' },
     { name: 'export', value: 'OUT.html', help: 'write one file that opens from disk, instead of serving' },
     { name: 'open', help: 'open the page in the browser' },
     { name: 'json', help: 'print one JSON object: the address, or the file written' },
@@ -24,9 +27,19 @@ export const command: Command = {
     'Serves the page on this computer alone (127.0.0.1, a free port) until it is interrupted. Without a file, the page',
     'takes one by drag and drop; what is dropped stays in the browser.',
     '',
+    'With --live, one line in your program shows it, after `memslots view --live` was started:',
+    "  import { shareMachine } from 'kvm-memslots';  await shareMachine(machine);",
+    "With --qmp, QEMU is asked for 'info mtree -f' several times a second, and nothing else; give it",
+    "'-qmp unix:SOCKET,server=on,wait=off'. Live data takes the token in the printed address.",
+    '',
     'The file that --export writes holds the log as it is, with its addresses and process numbers, and reaches no network.',
   ].join('\n'),
-  examples: ['memslots view qemu.log --open', 'memslots view --export bug-1234.html qemu.log.gz', 'memslots view'],
+  examples: [
+    'memslots view qemu.log --open',
+    'memslots view --export bug-1234.html qemu.log.gz',
+    'memslots view --live --open',
+    'memslots view --qmp /run/vm.qmp',
+  ],
   run,
 };
 
@@ -36,19 +49,36 @@ async function run(options: Values, operands: readonly string[]): Promise<number
   const output = options.string('export');
   const page = await readPage();
   if (output !== undefined) {
-    if (path === undefined) throw new UsageError('--export needs a file to export');
+    if (path === undefined || options.has('live') || options.has('qmp')) {
+      throw new UsageError('--export needs a file to export');
+    }
     return await exportPage(page, path, output, options.has('json'));
   }
-  const trace = path === undefined ? undefined : await fileTrace(path);
-  const server = await startViewServer(withServer(page), trace);
-  const note = options.has('json') ? JSON.stringify({ url: server.url }) : `${server.url}\nInterrupt (Ctrl-C) to stop.`;
-  process.stdout.write(`${note}\n`);
-  if (options.has('open')) openBrowser(server.url);
-  await new Promise<void>((resolve) => {
-    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
-  });
-  await server.close();
+  const source = await sourceOf(options, path);
+  try {
+    const server = await startViewServer(withServer(page), source?.trace);
+    const json = options.has('json');
+    process.stdout.write(json ? `${JSON.stringify({ url: server.url })}\n` : `${server.url}\nCtrl-C ends it.\n`);
+    if (options.has('open')) openBrowser(server.url);
+    await new Promise<void>((resolve) => {
+      for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
+    });
+    await server.close();
+  } finally {
+    source?.close();
+  }
   return 0;
+}
+
+async function sourceOf(options: Values, path: string | undefined): Promise<LiveSource | undefined> {
+  const qmp = options.string('qmp');
+  const given = [path !== undefined && 'a file', options.has('live') && '--live', qmp !== undefined && '--qmp'];
+  const sources = given.filter((name) => name !== false);
+  if (sources.length > 1) throw new UsageError(`view shows one thing, not both ${sources.join(' and ')}`);
+  const note = (text: string) => void process.stderr.write(`memslots: ${text}\n`);
+  if (options.has('live')) return await followPrograms(note);
+  if (qmp !== undefined) return await followQemu(qmp, note);
+  return path === undefined ? undefined : { trace: await fileTrace(path), close: () => {} };
 }
 
 async function readPage(): Promise<string> {

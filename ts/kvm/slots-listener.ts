@@ -179,15 +179,32 @@ export class SlotsListener implements MemoryListener {
       this.#dirtyLog.harvest(doomed.map(({ slot }) => slot));
     }
     const done = this.#backend.apply(planner.operations, plan.operations);
-    if (done < plan.operations) {
-      const created = this.#createdLogged(plan, done);
-      const error = this.#undo(plan.operations, done);
-      // In a window no guest has seen these slots.
-      if (!this.#inhibitor.inhibiting) this.#dirtyLog.markWhole(created);
+    if (done < plan.operations) throw this.#failure(plan, done);
+    try {
+      this.#map.publish(planner.captured);
+    } catch (error) {
+      this.#undo(plan, done);
       throw error;
     }
     planner.applied(planner.operations, done);
-    this.#map.publish(planner.captured);
+  }
+
+  /**
+   * Undoes the first `done` calls of a plan, last first: how many could be undone. If not all could, the slot table is
+   * made to say what KVM has.
+   */
+  #undo(plan: PlanSummary, done: number): number {
+    const planner = this.#planner;
+    const created = this.#createdLogged(plan, done);
+    const inverse = planner.undo(plan.operations, done);
+    const undone = this.#backend.apply(inverse, done);
+    // In a window no guest has seen these slots.
+    if (!this.#inhibitor.inhibiting) this.#dirtyLog.disown(created);
+    if (undone < done) {
+      planner.applied(planner.operations, done);
+      planner.applied(inverse, undone);
+    }
+    return undone;
   }
 
   /** The logged slots that the first `done` calls of a plan created. */
@@ -199,13 +216,12 @@ export class SlotsListener implements MemoryListener {
     return created.map(({ slot }) => slot);
   }
 
-  /** Makes KVM as it was before the commit, or the table as KVM is; the error that tells which. */
-  #undo(count: number, done: number): SlotIoctlError {
+  /** Call number `done` failed: makes KVM as it was before the commit, or the table as KVM is; says which. */
+  #failure(plan: PlanSummary, done: number): SlotIoctlError {
     const planner = this.#planner;
     const failed = planner.operation(done);
     const number = planner.result(done);
-    const inverse = planner.undo(count, done);
-    const undone = this.#backend.apply(inverse, done);
+    const undone = this.#undo(plan, done);
     const what = `${describe(failed)} failed with ${errnoName(number)}${this.#explain(failed, number)}`;
     if (undone === done) {
       return new SlotIoctlError(
@@ -215,10 +231,8 @@ export class SlotsListener implements MemoryListener {
         true,
       );
     }
-    const stuck = planner.operation(count + undone);
-    const why = errnoName(planner.result(count + undone));
-    planner.applied(planner.operations, done);
-    planner.applied(inverse, undone);
+    const stuck = planner.operation(plan.operations + undone);
+    const why = errnoName(planner.result(plan.operations + undone));
     const rest = `${done - undone} of the ${done} calls before it could not be undone (${describe(stuck)}: ${why})`;
     return new SlotIoctlError(`${what}; ${rest}; the slot table says what KVM has now`, failed, number, false);
   }

@@ -4,6 +4,7 @@ import { MemorySlotsError } from '../core/errors.js';
 import type { Backend, GuestProgram } from './backend.js';
 import { lineWords, vcpuStates } from './gate.js';
 import type { Inhibitor } from './inhibitor.js';
+import { describeThread, threadExists } from './thread-state.js';
 import { mailboxWords, type VcpuMessage } from './vcpu.js';
 import type { VcpuWorkerData } from './vcpu-worker.js';
 
@@ -23,7 +24,7 @@ export interface VcpuCounters {
   readonly guestRounds: number;
 }
 
-/** Why a vCPU's guest stopped by itself. */
+/** Why a vCPU's guest stopped by itself; `crashed` if its thread ended without having been told to. */
 export interface VcpuStop {
   readonly reason: string;
   readonly gpa: number;
@@ -52,6 +53,8 @@ export interface VcpuParts {
   /** Arena offset of the section map. */
   readonly map: number;
   readonly answer: MmioAnswer;
+  /** Makes room in the dirty rings. False if that can't be done any more. */
+  readonly drainDirtyRings: () => boolean;
   /** Called once the vCPU's thread is gone and its gate with it. */
   readonly onGone: (vcpu: Vcpu) => void;
 }
@@ -66,7 +69,10 @@ export function cancelledError(index: number, signal: AbortSignal): MemorySlotsE
 export class Vcpu implements AsyncDisposable {
   readonly index: number;
   readonly line: number;
-  /** Resolves when the guest stops by itself (it halts, or KVM gives up on it) or the vCPU ends: then undefined. */
+  /**
+   * Resolves when the guest stops by itself (it halts, or KVM gives up on it, or its thread crashes: see {@link error})
+   * or the vCPU ends: then undefined.
+   */
   readonly stopped: Promise<VcpuStop | undefined>;
   /** What the vCPU's thread died of, if it did. */
   error: Error | undefined;
@@ -84,7 +90,12 @@ export class Vcpu implements AsyncDisposable {
     this.stopped = new Promise((resolve) => {
       this.#stop = resolve;
     });
-    inhibitor.add(index, line, () => backend.kick(index));
+    const thread = () => Atomics.load(arena.words, (line >>> 2) + lineWords.thread);
+    inhibitor.add(index, line, {
+      kick: () => backend.kick(index),
+      describe: () => describeThread(thread()),
+      isAlive: () => threadExists(thread()),
+    });
     try {
       const setup = backend.createVcpu(index, line, guest);
       const scratch = arena.allocate(arena.layout.range.bytes);
@@ -104,8 +115,8 @@ export class Vcpu implements AsyncDisposable {
       throw error;
     }
     this.#gone = new Promise((resolve) => {
-      this.#worker.on('exit', () => {
-        this.#onExit();
+      this.#worker.on('exit', (code) => {
+        this.#onExit(code);
         resolve();
       });
     });
@@ -113,7 +124,8 @@ export class Vcpu implements AsyncDisposable {
       this.error = error as Error;
     });
     this.#worker.on('message', (message: VcpuMessage | { kind: 'ready' }) => {
-      if (message.kind === 'mmio') this.#answer();
+      if (message.kind === 'mmio') this.#reply(() => this.#answer());
+      else if (message.kind === 'dirty-ring-full') this.#reply(() => this.#drain());
       else if (message.kind === 'stopped') this.#stop(message);
     });
   }
@@ -155,13 +167,38 @@ export class Vcpu implements AsyncDisposable {
     }
   }
 
-  #onExit(): void {
+  #onExit(code: number): void {
+    const { arena, inhibitor, backend } = this.#parts;
     this.#isGone = true;
-    if (this.error !== undefined) this.#parts.inhibitor.release(this.index);
-    this.#parts.inhibitor.remove(this.index);
-    this.#parts.backend.destroyVcpu(this.index);
+    if (Atomics.load(arena.words, (this.line >>> 2) + lineWords.state) !== vcpuStates.ended) {
+      inhibitor.release(this.index);
+      const message = `the thread of vCPU ${this.index} ended with exit code ${code} without having been told to`;
+      this.error ??= new MemorySlotsError('STATE', message);
+      this.#stop({ reason: 'crashed', gpa: 0, detail: code });
+    }
+    inhibitor.remove(this.index);
+    backend.destroyVcpu(this.index);
     this.#stop(undefined);
     this.#parts.onGone(this);
+  }
+
+  /** Does what the vCPU waits for, and lets it go on whatever comes of it. */
+  #reply(work: () => void): void {
+    const { words } = this.#parts.arena;
+    const mailbox = (this.line >>> 2) + lineWords.mailbox;
+    try {
+      work();
+    } finally {
+      Atomics.store(words, mailbox, 0);
+      Atomics.notify(words, mailbox);
+    }
+  }
+
+  /** A vCPU whose ring stays full would run in circles. */
+  #drain(): void {
+    if (this.#parts.drainDirtyRings()) return;
+    this.#stop({ reason: 'dirty-ring-overrun', gpa: 0, detail: 0 });
+    this.close();
   }
 
   #answer(): void {
@@ -173,12 +210,7 @@ export class Vcpu implements AsyncDisposable {
       (base + mailboxWords.data) * 4 + word(mailboxWords.size),
     );
     const gpa = word(mailboxWords.gpaHigh) * 2 ** 32 + word(mailboxWords.gpaLow);
-    try {
-      this.#parts.answer(gpa, data, word(mailboxWords.write) === 1);
-    } finally {
-      Atomics.store(arena.words, base + lineWords.mailbox, 0);
-      Atomics.notify(arena.words, base + lineWords.mailbox);
-    }
+    this.#parts.answer(gpa, data, word(mailboxWords.write) === 1);
   }
 
   get counters(): VcpuCounters {

@@ -59,6 +59,11 @@ export abstract class Transactions {
     return result;
   }
 
+  /** Whether a transaction is open. */
+  get inTransaction(): boolean {
+    return this.#depth > 0;
+  }
+
   /** Opens a transaction that a matching {@link commit} ends. Throws `STATE` during a commit. */
   begin(): void {
     if (this.#publishing) {

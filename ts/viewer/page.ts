@@ -6,6 +6,9 @@ import { button, element } from './element.js';
 // Before anything changes it: what an export starts from.
 const pristine = `<!doctype html>\n${document.documentElement.outerHTML}`;
 
+/** Milliseconds before a live trace that ended is asked for again. */
+const reconnectInterval = 500;
+
 /** A recording in view, to be exported again. */
 interface Opened {
   readonly name: string;
@@ -89,18 +92,26 @@ function listenForFiles(): void {
 /** What the server has to show: its token stands in the address, where it is sent to nobody. */
 async function openServed(token: string): Promise<void> {
   const headers = { authorization: `Bearer ${token}` };
-  const response = await fetch('/trace', { headers });
-  if (!response.ok || response.body === null) {
-    if (response.status !== 404) app.tell(`The server refused: ${response.status} ${await response.text()}`);
-    return;
-  }
-  const name = decodeURIComponent(response.headers.get('x-trace-name') ?? 'trace');
-  if (response.headers.get('x-trace-live') !== null) {
+  for (;;) {
+    const response = await fetch('/trace', { headers }).catch(() => undefined);
+    if (response === undefined) {
+      app.tell('The server has ended; what it told stays.');
+      return;
+    }
+    if (!response.ok || response.body === null) {
+      app.tell(`The server refused: ${response.status} ${await response.text()}`);
+      return;
+    }
+    const name = decodeURIComponent(response.headers.get('x-trace-name') ?? 'trace');
+    if (response.headers.get('x-trace-live') === null) {
+      await openFile(name, await response.blob());
+      return;
+    }
     app.markReady();
     await app.follow(readTrace(response.body, { lenient: true }), name);
-    return;
+    // Something else begins, or the server has ended: then the next fetch fails, and says so.
+    await new Promise((resolve) => setTimeout(resolve, reconnectInterval));
   }
-  await openFile(name, await response.blob());
 }
 
 async function start(): Promise<void> {

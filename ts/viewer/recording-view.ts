@@ -13,6 +13,8 @@ import { bytes, describeTransaction, duration, hexadecimal, isHidden } from './w
 
 /** Milliseconds between two transactions while playing. */
 const playInterval = 350;
+/** Transactions after which a live source's past is forgotten. */
+const mostLive = 20_000;
 /** Milliseconds that new events of a live source may wait to be shown. */
 const liveInterval = 200;
 
@@ -149,6 +151,11 @@ export class RecordingView {
   /** As {@link take}, for events that come as they happen: shows them soon, and stays at the newest if it was there. */
   takeLive(events: Iterable<TraceEvent>): void {
     const follows = this.#position >= this.#timeline.length - 1;
+    if (this.#timeline.length > mostLive) {
+      const present = [...this.#timeline.present()];
+      this.clear();
+      this.take(present);
+    }
     this.take(events);
     this.#refreshing ??= setTimeout(() => {
       this.#refreshing = undefined;

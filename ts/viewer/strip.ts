@@ -79,11 +79,13 @@ export class Strip {
     context.textBaseline = 'top';
     painter.text(`up to ${columns.mostSlots} slots in use`, inset, 1, palette.muted);
     let right = width - inset;
-    for (const [name, colour, room] of [
-      ['vCPUs held', palette.held, 70],
-      ['holes', palette.danger, 42],
-      ['torn down', palette.deleted, 70],
+    const seen = (figure: 'windows' | 'holes' | 'tornDown') => columns.some((column) => (column?.[figure] ?? 0) > 0);
+    for (const [figure, name, colour, room] of [
+      ['windows', 'vCPUs held', palette.held, 70],
+      ['holes', 'holes', palette.danger, 42],
+      ['tornDown', 'torn down', palette.deleted, 70],
     ] as const) {
+      if (!seen(figure)) continue;
       painter.text(name, right, 1, colour, 'right');
       right -= room;
     }

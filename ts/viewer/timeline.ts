@@ -28,6 +28,8 @@ export const changes = ['create', 'delete', 'move', 'flags', 'none', 'failed'] a
 /** One address space of one virtual machine. */
 export interface Space {
   readonly vm: string;
+  /** KVM's number of it; 0 where it is known from snapshots. */
+  readonly addressSpace: number;
   readonly name: string;
   /** Whether it is known from slot calls; otherwise from snapshots of its flat view, which tell no slot ids. */
   readonly source: 'slots' | 'snapshots';
@@ -153,6 +155,32 @@ export class Timeline {
     return this.#analyzer.finish(trace);
   }
 
+  /** The slots there are now, as the events of one commit: what a timeline can begin with that forgets the past. */
+  *present(): Iterable<TraceEvent> {
+    const { ranges } = this;
+    const unknown = { line: 0, time: undefined, thread: undefined };
+    yield { kind: 'commit', ...unknown, transaction: 0 };
+    for (const [index, alive] of this.#alive.entries()) {
+      const { vm, addressSpace, source } = this.spaces[index]!;
+      if (source !== 'slots') continue;
+      for (const row of alive.values()) {
+        yield {
+          kind: 'slot',
+          ...unknown,
+          vm,
+          addressSpace,
+          slot: ranges.id.at(row),
+          flags: ranges.flags.at(row),
+          gpa: ranges.gpa.at(row),
+          size: ranges.size.at(row),
+          hostAddress: ranges.host.at(row),
+          guestMemfd: undefined,
+          result: 0,
+        };
+      }
+    }
+  }
+
   /** The figures of transaction `index`. */
   figures(index: number): TransactionFigures {
     const { space, time, line, slots, tornDown, window } = this.transactions;
@@ -223,7 +251,7 @@ export class Timeline {
 
   #takeSlot(event: SlotUpdate): void {
     const step = this.#grouper.push(event)!;
-    const space = this.#space(event.vm, slotSpaceName(event.addressSpace), 'slots');
+    const space = this.#space(event.vm, event.addressSpace, slotSpaceName(event.addressSpace), 'slots');
     if (this.#group !== step.transaction) {
       this.#group = step.transaction;
       this.#begin(space, event.time, event.line);
@@ -272,7 +300,7 @@ export class Timeline {
       this.#snapshotChanged = false;
     }
     const name = ['memory', 'KVM-SMRAM'].find((main) => event.addressSpaces.includes(main)) ?? event.addressSpaces[0];
-    const space = this.#space('', name ?? `View ${event.view}`, 'snapshots');
+    const space = this.#space('', 0, name ?? `View ${event.view}`, 'snapshots');
     this.#shown.add(space);
     const alive = this.#alive[space]!;
     const left = new Map(alive);
@@ -366,11 +394,11 @@ export class Timeline {
     return ranges.died.push(none);
   }
 
-  #space(vm: string, name: string, source: Space['source']): number {
+  #space(vm: string, addressSpace: number, name: string, source: Space['source']): number {
     const key = `${vm}\0${name}\0${source}`;
     let space = this.#spaceOf.get(key);
     if (space === undefined) {
-      space = this.spaces.push({ vm, name, source }) - 1;
+      space = this.spaces.push({ vm, addressSpace, name, source }) - 1;
       this.#spaceOf.set(key, space);
       this.#alive.push(new Map());
     }
