@@ -1,38 +1,64 @@
 # kvm-memslots. `make help` lists the targets; `make demo` and `make test` do all their own set-up.
 
 CC ?= cc
+# Runs a tool, and installs the distribution's package that has it where it is missing: PACKAGE TOOL ARGUMENT...
+TOOL = wasm-build/tool.sh
+EMCC ?= $(TOOL) emscripten emcc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
-CORE = csrc/slots.c csrc/search.c csrc/map.c csrc/plan.c csrc/layout.c
+CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
 EMFLAGS = $(CFLAGS) --no-entry -sSTANDALONE_WASM -sWASM_BIGINT -sTOTAL_STACK=65536 -sINITIAL_MEMORY=2097152 \
 	-sALLOW_MEMORY_GROWTH -sMAXIMUM_MEMORY=1073741824 -mbulk-memory -mmutable-globals -msimd128
 EMLINK = -Wl,--import-memory,--export=__stack_pointer,--export=__heap_base
 
-.PHONY: help build test demo bench lint clean
+# The native library has its platform in its name, by which ts/core/native.ts looks for it. It is for Linux only.
+PLATFORM := $(shell node -p 'process.platform + "-" + process.arch')$(if $(shell ldd --version 2>&1 | grep -i musl),-musl)
+NATIVE := $(patsubst %,wasm-build/slots-%.so,$(filter linux-%,$(PLATFORM)))
+# Those that packages carry, whatever they are built on.
+PREBUILT = wasm-build/slots-linux-x64.so wasm-build/slots-linux-arm64.so
+CROSS_linux-x64 = x86_64-linux-gnu-gcc
+CROSS_linux-arm64 = aarch64-linux-gnu-gcc
+DEBIAN_linux-x64 = gcc-x86-64-linux-gnu and libc6-dev-amd64-cross
+DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
+# The compiler for the library whose platform is $*.
+LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
+
+.PHONY: help build arm64 pack-files test demo bench verify lint lint-c clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
 
-build: node_modules/.installed wasm-build/slots.so wasm-build/slots.wasm wasm-build/slots-shared.wasm dist/.built ## both C builds, the TypeScript
+build: node_modules/.installed $(NATIVE) wasm-build/slots.wasm wasm-build/slots-shared.wasm dist/.built dist/page/viewer.html ## both C builds, the TypeScript, the page
 
+# The stamp is a copy of the lock file: a checkout that only touches it installs nothing.
 node_modules/.installed: package.json package-lock.json
-	npm ci --no-audit --no-fund
-	@touch $@
+	@cmp -s package-lock.json $@ || (set -x; npm ci --no-audit --no-fund)
+	@cp package-lock.json $@
 
-wasm-build/slots.so: $(CORE) csrc/kvm.c $(HEADERS)
-	$(CC) $(CFLAGS) -fPIC -shared -fvisibility=hidden -o $@ $(CORE) csrc/kvm.c
+wasm-build/slots-%.so: $(CORE) csrc/kvm.c $(HEADERS)
+	@command -v $(firstword $(LIBRARY_CC)) >/dev/null || { \
+		echo "$@ needs $(LIBRARY_CC), which is missing: install Debian's $(DEBIAN_$*)" >&2; exit 1; }
+	$(LIBRARY_CC) $(CFLAGS) -fPIC -shared -fvisibility=hidden -o $@ $(CORE) csrc/kvm.c
 
-wasm-build/slots.wasm: $(CORE) csrc/slots.h wasm-build/emcc.sh Makefile
-	wasm-build/emcc.sh $(EMFLAGS) $(EMLINK) -o $@ $(CORE)
+arm64: wasm-build/slots-linux-arm64.so ## the native library for arm64, with Debian's cross compiler
 
-wasm-build/slots-shared.wasm: $(CORE) csrc/slots.h wasm-build/emcc.sh Makefile
-	wasm-build/emcc.sh $(EMFLAGS) -matomics $(EMLINK),--shared-memory -o $@ $(CORE)
+wasm-build/slots.wasm: $(CORE) csrc/slots.h wasm-build/tool.sh
+	$(EMCC) $(EMFLAGS) $(EMLINK) -o $@ $(CORE)
 
-dist/.built: node_modules/.installed tsconfig.json $(shell find ts -name '*.ts')
+wasm-build/slots-shared.wasm: $(CORE) csrc/slots.h wasm-build/tool.sh
+	$(EMCC) $(EMFLAGS) -matomics $(EMLINK),--shared-memory -o $@ $(CORE)
+
+dist/.built: node_modules/.installed tsconfig.json wasm-build/inline.mjs wasm-build/slots.wasm $(shell find ts -name '*.ts')
 	rm -rf dist
 	npx --no-install tsc -p tsconfig.json
+	node wasm-build/inline.mjs dist/core/slots-wasm.js
 	@chmod +x dist/cli.js && touch $@
+
+dist/page/viewer.html: dist/.built wasm-build/slots.wasm wasm-build/slots-shared.wasm $(shell find ts/viewer -type f)
+	node ts/viewer/bundle.mjs
+
+pack-files: build $(PREBUILT) ## everything that a package holds, which npm pack runs
 
 test: build ## the whole suite, with the native core and with the WASM one
 	npx --no-install vitest run
@@ -48,9 +74,48 @@ test/artefacts/rivals.so: test/bench/rivals.c test/bench/rival-vm.c test/bench/r
 	@mkdir -p test/artefacts
 	$(CC) $(CFLAGS) -fPIC -shared -fvisibility=hidden -o $@ test/bench/rivals.c test/bench/rival-vm.c $(CORE) -lpthread
 
-lint: node_modules/.installed ## style and types
+verify: ## the locking protocol, proved by a model checker; and that faulty variants of it are found
+	@CC=$(CC) test/model/verify.sh
+
+lint: node_modules/.installed lint-c ## style, types and warnings of the TypeScript and the C
 	npx --no-install biome check .
-	npx --no-install tsc --noEmit -p tsconfig.json
+	npx --no-install tsc --noEmit -p test
+
+lint-c:
+	$(TOOL) clang-format clang-format --dry-run -Werror csrc/*.[ch] test/fuzz/*.[ch]
+	$(TOOL) cppcheck cppcheck --quiet --std=c11 --enable=warning,style,performance,portability --inline-suppr \
+		--suppress=missingIncludeSystem --error-exitcode=1 csrc
+	$(TOOL) gcc gcc $(STRICT) $(CORE) csrc/kvm.c
+	$(TOOL) clang clang $(STRICT) $(CORE) csrc/kvm.c
+
+# Counters go to a file as they count, so that a process that is killed loses none.
+coverage/slots.so: $(CORE) csrc/kvm.c $(HEADERS)
+	@mkdir -p coverage
+	$(TOOL) clang clang -std=c11 -g -O1 -fPIC -shared -fprofile-instr-generate -fcoverage-mapping \
+		-mllvm -runtime-counter-relocation -o $@ $(CORE) csrc/kvm.c
+
+coverage: build coverage/slots.so ## lines of the TypeScript and the C that the tests run
+	rm -rf coverage/v8 coverage/c && mkdir coverage/c
+	MEMSLOTS_LIBRARY=$(CURDIR)/coverage/slots.so LLVM_PROFILE_FILE='$(CURDIR)/coverage/c/%p%c.profraw' \
+		NODE_V8_COVERAGE=$(CURDIR)/coverage/v8 npx --no-install vitest run --config test/coverage/vitest.config.ts
+	$(TOOL) llvm llvm-profdata merge --version >/dev/null 2>&1 || true
+	node test/coverage/report.mjs coverage
+
+# Each target gets a share; what they have found worth keeping stays for the next time.
+SECONDS = 60
+FUZZERS = tables map plan
+FUZZ = test/artefacts/fuzz
+
+$(FUZZ)/%: test/fuzz/%.c test/fuzz/fuzz.h $(CORE) csrc/slots.h
+	@mkdir -p $(FUZZ)/corpus-$*
+	$(TOOL) clang clang -std=c11 -g -O1 -Wall -Wextra -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+		-o $@ $< $(CORE)
+
+fuzz: $(FUZZERS:%=$(FUZZ)/%) dist/.built ## random input for the C core and the readers, for SECONDS=60 in all
+	@for target in $(FUZZERS); do echo "$$target:"; \
+		$(FUZZ)/$$target -max_total_time=$$(($(SECONDS) / 4 + 1)) -max_len=600 -verbosity=0 -print_final_stats=1 \
+			-artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus-$$target 2>&1 | grep -v ' 0$$' || exit 1; done
+	node test/fuzz/readers.mjs $$(($(SECONDS) / 4 + 1))
 
 clean: ## everything that can be made again
 	rm -rf dist coverage node_modules wasm-build/*.wasm wasm-build/*.so

@@ -4,6 +4,8 @@
  */
 #include "slots.h"
 
+/* The formatter takes these braces for blocks, and would give each entry a line. */
+/* clang-format off */
 #define SIZE(type) {#type, sizeof(struct memslots_##type)}
 #define FIELD(type, field) {#type "." #field, offsetof(struct memslots_##type, field)}
 #define CONSTANT(name) {#name, MEMSLOTS_##name}
@@ -47,6 +49,7 @@ static const struct entry entries[] = {
 	FIELD(plan, merged), FIELD(plan, needed), FIELD(plan, full_address_space), FIELD(plan, bytes_torn_down),
 	FIELD(plan, bytes_remapped),
 };
+/* clang-format on */
 
 struct text {
 	char *out;

@@ -274,8 +274,8 @@ static void offer_slot(struct sweep *sweep, const struct memslots_range *slot, u
 /* What the sections make of a slot. */
 struct verdict {
 	int keep;
-	uint32_t flags;  /* to keep it with */
-	uint32_t reason; /* not to keep it */
+	uint32_t flags;                     /* to keep it with */
+	uint32_t reason;                    /* not to keep it */
 	uint64_t changed_low, changed_high; /* all that changes lies between these two */
 };
 
@@ -482,6 +482,8 @@ static int32_t count_operations(struct sweep *sweep, const struct memslots_range
 		uint32_t before = sweep->table->count, after;
 
 		memset(&one, 0, sizeof(one));
+		/* Nothing uses it once this function has returned. */
+		/* cppcheck-suppress autoVariables */
 		sweep->plan = &one;
 		memset(&sweep->flags, 0, sizeof(sweep->flags));
 		memset(&sweep->removals, 0, sizeof(sweep->removals));
@@ -525,8 +527,8 @@ static int well_formed(const struct memslots_range *list, uint32_t count)
 
 int32_t memslots_plan(const struct memslots_request *request, const char *base, const uint32_t tables[2],
 		      const struct memslots_range *deletes, const struct memslots_range *adds,
-		      const uint64_t *split_points, struct memslots_plan *plan,
-		      struct memslots_operation *operations, struct memslots_range *scratch)
+		      const uint64_t *split_points, struct memslots_plan *plan, struct memslots_operation *operations,
+		      struct memslots_range *scratch)
 {
 	struct sweep sweeps[ADDRESS_SPACES];
 	struct sink flag_sink = {operations, 0}, removal_sink = {0}, create_sink = {0};
@@ -586,45 +588,6 @@ int32_t memslots_plan(const struct memslots_request *request, const char *base, 
 		flag_sink = sweep->flags;
 		removal_sink = sweep->removals;
 		create_sink = sweep->creates;
-	}
-	return 0;
-}
-
-/* How many of the `count` operations are of `kind` and `address_space`, and ascend: they are applied in one pass. */
-static uint32_t length_of_run(const struct memslots_operation *operations, uint32_t count, uint32_t kind,
-			      uint32_t address_space)
-{
-	uint32_t length = 0;
-
-	while (length < count && operations[length].kind == kind &&
-	       operations[length].slot.address_space == address_space &&
-	       (length == 0 || operations[length].slot.gpa > operations[length - 1].slot.gpa))
-		length++;
-	return length;
-}
-
-int32_t memslots_apply(char *base, const uint32_t tables[2], const struct memslots_operation *operations,
-		       uint32_t count)
-{
-	uint32_t done = 0;
-
-	while (done < count) {
-		const struct memslots_operation *first = &operations[done];
-		uint32_t address_space = first->slot.address_space, left = count - done, deletes, creates;
-		struct memslots_table *table = (struct memslots_table *)(base + tables[address_space]);
-
-		if (first->kind == MEMSLOTS_FLAGS) {
-			memslots_set_flags(table, first->slot.id, first->slot.flags);
-			done++;
-			continue;
-		}
-		/* Together, since what replaces a slot mostly leaves the keys around it in their place. */
-		deletes = length_of_run(first, left, MEMSLOTS_DELETE, address_space);
-		creates = length_of_run(first + deletes, left - deletes, MEMSLOTS_CREATE, address_space);
-		if (deletes + creates == 0)
-			return -MEMSLOTS_EINVAL;
-		memslots_splice(table, first, deletes, first + deletes, creates, sizeof(*first));
-		done += deletes + creates;
 	}
 	return 0;
 }

@@ -205,6 +205,8 @@ int32_t memslots_list(const struct memslots_table *table, struct memslots_range 
 
 static const struct memslots_range *record(const void *list, uint32_t index, uint32_t stride)
 {
+	/* An empty list may be NULL, but has no records. */
+	/* cppcheck-suppress nullPointerArithmetic */
 	return (const struct memslots_range *)((const char *)list + (size_t)index * stride);
 }
 
@@ -236,7 +238,7 @@ void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t
 		const struct memslots_range *delete = d < delete_count ? record(deletes, d, stride) : NULL;
 		const struct memslots_range *add = a < add_count ? record(adds, a, stride) : NULL;
 
-		if (delete && (!add || delete->gpa <= add->gpa)) {
+		if (delete &&(!add || delete->gpa <= add->gpa)) {
 			to = position_of(table, delete);
 			if (shift < 0)
 				move_keys(table, from + (uint32_t)shift, from, to - from);

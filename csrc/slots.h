@@ -93,9 +93,9 @@ struct memslots_table {
 
 /* How a batch is searched. All find the same. */
 enum memslots_path {
-	MEMSLOTS_PATH_SCALAR = 0, /* any processor */
-	MEMSLOTS_PATH_AVX2 = 1,   /* native, x86-64 processors that have it */
-	MEMSLOTS_PATH_SIMD128 = 2,/* WASM */
+	MEMSLOTS_PATH_SCALAR = 0,  /* any processor */
+	MEMSLOTS_PATH_AVX2 = 1,    /* native, x86-64 processors that have it */
+	MEMSLOTS_PATH_SIMD128 = 2, /* WASM */
 };
 
 /* ---- tables (slots.c) ---- */
@@ -201,8 +201,8 @@ static inline uint64_t memslots_end(const struct memslots_range *range)
 /* ---- maps: readable by all threads while one writes (map.c) ---- */
 
 struct memslots_map {
-	uint32_t active; /* 0 or 1: the copy that readers use */
-	uint32_t commit; /* number of the last commit, see memslots_map_commit() */
+	uint32_t active;    /* 0 or 1: the copy that readers use */
+	uint32_t commit;    /* number of the last commit, see memslots_map_commit() */
 	uint32_t copies[2]; /* offsets of the two tables from the start of the map */
 	uint32_t reserved[12];
 };
@@ -250,12 +250,12 @@ enum memslots_operation_kind {
 
 /* Why an operation is in the plan. */
 enum memslots_reason {
-	MEMSLOTS_REASON_ADDED = 1,    /* create: a new section */
-	MEMSLOTS_REASON_REMAINDER = 2,/* create: what is left of a slot that had to go */
-	MEMSLOTS_REASON_GONE = 3,     /* delete: no address of it is mapped any more */
-	MEMSLOTS_REASON_CHANGED = 4,  /* delete: some address of it is mapped elsewhere, differently, or not at all */
-	MEMSLOTS_REASON_MERGED = 5,   /* delete or create: neighbours joined, because slots run short */
-	MEMSLOTS_REASON_LOGGING = 6,  /* flags */
+	MEMSLOTS_REASON_ADDED = 1,     /* create: a new section */
+	MEMSLOTS_REASON_REMAINDER = 2, /* create: what is left of a slot that had to go */
+	MEMSLOTS_REASON_GONE = 3,      /* delete: no address of it is mapped any more */
+	MEMSLOTS_REASON_CHANGED = 4,   /* delete: some address of it is mapped elsewhere, differently, or not at all */
+	MEMSLOTS_REASON_MERGED = 5,    /* delete or create: neighbours joined, because slots run short */
+	MEMSLOTS_REASON_LOGGING = 6,   /* flags */
 };
 
 /* One call of KVM_SET_USER_MEMORY_REGION, to be made in the order of the plan. */
@@ -272,13 +272,13 @@ struct memslots_operation {
 /* What the planner is asked. */
 struct memslots_request {
 	uint32_t policy;
-	uint32_t page_size;       /* alignment of slots: starts are rounded up, ends down */
-	uint64_t largest_slot;    /* bytes; larger sections become several slots. KVM: (2^31 - 1) pages */
-	uint32_t slot_limit;      /* slots an address space may hold, at most the table's capacity */
-	uint32_t discard_dirty;   /* 1: bits of logged slots that go away aren't wanted, so need no window */
+	uint32_t page_size;     /* alignment of slots: starts are rounded up, ends down */
+	uint64_t largest_slot;  /* bytes; larger sections become several slots. KVM: (2^31 - 1) pages */
+	uint32_t slot_limit;    /* slots an address space may hold, at most the table's capacity */
+	uint32_t discard_dirty; /* 1: bits of logged slots that go away aren't wanted, so need no window */
 	uint32_t delete_count;
 	uint32_t add_count;
-	uint32_t split_count;     /* split points: ascending GPAs at which new slots are cut */
+	uint32_t split_count; /* split points: ascending GPAs at which new slots are cut */
 	uint32_t operation_capacity;
 	uint32_t scratch_capacity; /* ranges */
 	uint32_t reserved;
@@ -287,15 +287,15 @@ struct memslots_request {
 /* What the planner answers. Slots are counted over both address spaces. */
 struct memslots_plan {
 	uint32_t operation_count;
-	uint32_t inhibit;  /* 1: vCPUs must be kept out while the operations run */
-	uint32_t overlap;  /* 1: some address mapped before and after is unmapped in between */
-	uint32_t harvest;  /* operations with `harvest` set */
+	uint32_t inhibit; /* 1: vCPUs must be kept out while the operations run */
+	uint32_t overlap; /* 1: some address mapped before and after is unmapped in between */
+	uint32_t harvest; /* operations with `harvest` set */
 	uint32_t creates;
 	uint32_t deletes;
 	uint32_t flag_changes;
-	uint32_t kept;     /* slots that the change touched and that stay */
-	uint32_t merged;   /* slots saved by merging, because they ran short */
-	uint32_t needed;   /* on -ENOSPC: slots that the map needs at least, in `full_address_space` */
+	uint32_t kept;   /* slots that the change touched and that stay */
+	uint32_t merged; /* slots saved by merging, because they ran short */
+	uint32_t needed; /* on -ENOSPC: slots that the map needs at least, in `full_address_space` */
 	uint32_t full_address_space;
 	uint32_t reserved;
 	uint64_t bytes_torn_down; /* bytes of deleted slots */

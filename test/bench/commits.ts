@@ -1,4 +1,4 @@
-import { MemoryRegion } from '../../dist/memory/region.js';
+import { MemoryRegion } from '../../ts/memory/region.js';
 import { guests, KvmPair, kvmMissing } from './kvm-pair.js';
 import type { Report } from './report.js';
 import { raceMeasured, type Sample } from './sampler.js';

@@ -1,10 +1,10 @@
-import type { Arena, MemoryRange } from '../../dist/core/arena.js';
-import { createArena } from '../../dist/core/node.js';
-import type { HostMemory } from '../../dist/kvm/backend.js';
-import { Machine, type MachineOptions } from '../../dist/kvm/machine.js';
-import type { Operation } from '../../dist/kvm/planner.js';
-import type { Vcpu } from '../../dist/kvm/vcpu-owner.js';
-import { MemoryRegion } from '../../dist/memory/region.js';
+import type { Arena, MemoryRange } from '../../ts/core/arena.js';
+import { createArena } from '../../ts/core/node.js';
+import type { HostMemory } from '../../ts/kvm/backend.js';
+import { Machine, type MachineOptions } from '../../ts/kvm/machine.js';
+import type { Operation } from '../../ts/kvm/planner.js';
+import type { Vcpu } from '../../ts/kvm/vcpu-owner.js';
+import { MemoryRegion } from '../../ts/memory/region.js';
 import { loadRivals, type Rivals } from './rivals.js';
 
 /** Where the guests' code lies, which nothing else uses. */
@@ -74,7 +74,7 @@ export class KvmPair {
       ...options,
       onCommit: (record) => {
         // Reading them takes time, which a measured commit mustn't.
-        if (pair?.#calls !== undefined) pair.#calls.push(...record.calls());
+        if (pair !== undefined) pair.#calls?.push(...record.calls());
       },
     });
     try {

@@ -1,7 +1,7 @@
-import { Arena } from '../../dist/core/arena.js';
-import type { Core } from '../../dist/core/core.js';
-import { nativeCore } from '../../dist/core/native.js';
-import { createArena } from '../../dist/core/node.js';
+import type { Arena } from '../../ts/core/arena.js';
+import type { Core } from '../../ts/core/core.js';
+import { nativeCore } from '../../ts/core/native.js';
+import { createArena } from '../../ts/core/node.js';
 
 /** Numbers of slots that look-ups and plans are measured at; the last is what KVM has on x86. */
 export const slotCounts = [8, 64, 509, 4096, 32764] as const;

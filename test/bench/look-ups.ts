@@ -32,9 +32,9 @@ function scriptStructures(slots: Slots, skip: (name: string, why: string) => voi
       },
     },
   };
-  const sorted = optionalPackage<{ default: new () => Map<number, number> & { getPairOrNextLower(k: number): unknown } }>(
-    'sorted-btree',
-  );
+  const sorted = optionalPackage<{
+    default: new () => Map<number, number> & { getPairOrNextLower(k: number): unknown };
+  }>('sorted-btree');
   if (sorted === undefined) skip('sorted-btree', 'the package is not installed');
   else {
     const tree = new sorted.default() as unknown as {
@@ -143,7 +143,12 @@ export function lookUps(report: Report): void {
         report.add(name(`${ours} against a branchless one`), mine, samples['branchless search']!, 1 / 1.5);
         const [best] = Object.keys(scripts).sort((a, b) => samples[a]!.median - samples[b]!.median);
         report.add(name(`${ours} against the best JavaScript (${best})`), mine, samples[best!]!, 1 / 5);
-        report.add(name(`${portable} against ${ours}`), samples[portable]!, mine, nativePath === PATH_SCALAR ? 1.5 : 2.5);
+        report.add(
+          name(`${portable} against ${ours}`),
+          samples[portable]!,
+          mine,
+          nativePath === PATH_SCALAR ? 1.5 : 2.5,
+        );
       }
     }
     report.curves.push({ title: `Look-up, ${layout}`, x: 'slots', y: 'ns an address', series });
@@ -152,7 +157,8 @@ export function lookUps(report: Report): void {
 
 /** A contender that gives wrong answers would be easy to beat, or to win with. */
 function mustAgree(slots: Slots, compiled: Record<string, Contender>, scripts: Record<string, Contender>): void {
-  const expected = slots.ranges.length > 0 ? [...slots.addresses].map((gpa) => slots.native.find(slots.table, gpa)) : [];
+  const expected =
+    slots.ranges.length > 0 ? [...slots.addresses].map((gpa) => slots.native.find(slots.table, gpa)) : [];
   for (const [name, { run, operations }] of Object.entries(compiled)) {
     slots.arena.words.fill(-1, slots.answers >>> 2, (slots.answers >>> 2) + addressCount);
     run();

@@ -1,8 +1,8 @@
-import type { Arena, MemoryRange } from '../../dist/core/arena.js';
-import type { Core } from '../../dist/core/core.js';
-import { nativeCore } from '../../dist/core/native.js';
-import { createArena } from '../../dist/core/node.js';
-import { Planner } from '../../dist/kvm/planner.js';
+import type { Arena, MemoryRange } from '../../ts/core/arena.js';
+import type { Core } from '../../ts/core/core.js';
+import { nativeCore } from '../../ts/core/native.js';
+import { createArena } from '../../ts/core/node.js';
+import { Planner } from '../../ts/kvm/planner.js';
 import { layouts, mostSlots, type Range, randomNumbers, shuffled } from './layouts.js';
 import type { Report } from './report.js';
 import { loadRivals, type Rivals } from './rivals.js';

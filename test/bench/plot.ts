@@ -9,8 +9,16 @@ const dashes = ['', '6 3', '2 2', '8 3 2 3', '', '6 3', '2 2'];
 /** A curve as an SVG picture with logarithmic axes. */
 export function plot(curve: Curve): string {
   const points = Object.values(curve.series).flat();
-  const x = scale(points.map(([value]) => value), margin.left, width - margin.right);
-  const y = scale(points.map(([, value]) => value), height - margin.bottom, margin.top);
+  const x = scale(
+    points.map(([value]) => value),
+    margin.left,
+    width - margin.right,
+  );
+  const y = scale(
+    points.map(([, value]) => value),
+    height - margin.bottom,
+    margin.top,
+  );
   const grid = [
     ...x.ticks.map((tick) => line(x.at(tick), margin.top, x.at(tick), height - margin.bottom)),
     ...y.ticks.map((tick) => line(margin.left, y.at(tick), width - margin.right, y.at(tick))),

@@ -49,7 +49,7 @@ export class Report {
    * ours alone, give it as a function of the rival's value.
    */
   add(name: string, ours: number | Sample, rival: number | Sample, reach: number | ((rival: number) => number)): void {
-    const [mine, other] = [valueOf(ours), valueOf(rival)];
+    const [mine, other] = [figureOf(ours), figureOf(rival)];
     const ratio = mine / other;
     const bound = typeof reach === 'number' ? reach : reach(other) / other;
     const row = { name, ours: mine, rival: other, ratio, reach: bound, reached: ratio <= bound };
@@ -64,7 +64,9 @@ export class Report {
 
   heading(text: string): void {
     this.#say(`\n${text}`);
-    this.#say(`${' '.repeat(nameWidth + 5)}${['ours', 'rival', 'ratio', 'reach'].map((word) => word.padStart(11)).join('')}`);
+    this.#say(
+      `${' '.repeat(nameWidth + 5)}${['ours', 'rival', 'ratio', 'reach'].map((word) => word.padStart(11)).join('')}`,
+    );
   }
 
   note(text: string): void {
@@ -78,7 +80,7 @@ export class Report {
 
 const nameWidth = 88;
 
-function valueOf(value: number | Sample): number {
+function figureOf(value: number | Sample): number {
   return typeof value === 'number' ? value : value.median;
 }
 

@@ -76,7 +76,8 @@ int32_t rival_vm_prepare(struct rival_vm *vm, uint32_t entry)
 	if (run == MAP_FAILED || ioctl(vm->vcpu, KVM_GET_SREGS, &special) < 0)
 		return -errno;
 	vm->run = (uintptr_t)run;
-	struct kvm_segment flat = {.limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
+	struct kvm_segment flat = {
+		.limit = 0xffffffff, .selector = 16, .type = 3, .present = 1, .db = 1, .s = 1, .g = 1};
 
 	special.ds = special.es = special.fs = special.gs = special.ss = flat;
 	special.cs = flat;

@@ -27,8 +27,8 @@ static inline int32_t answer(const uint64_t *ends, const uint32_t *slot_ids, uin
 	return position > 0 && gpa < ends[position - 1] ? (int32_t)slot_ids[position - 1] : -2;
 }
 
-int32_t rival_find_branchy(const uint64_t *starts, const uint64_t *ends, const uint32_t *slot_ids,
-			   uint32_t slot_count, const uint64_t *gpas, int32_t *ids, uint32_t count)
+int32_t rival_find_branchy(const uint64_t *starts, const uint64_t *ends, const uint32_t *slot_ids, uint32_t slot_count,
+			   const uint64_t *gpas, int32_t *ids, uint32_t count)
 {
 	int32_t found = 0;
 	uint32_t i;

@@ -21,8 +21,8 @@ struct rival_slot {
 /* ---- look-ups: ids[i] becomes the id of the slot that holds gpas[i], or -2; the number found (rivals.c) ---- */
 
 /* QEMU's method: all slots in the order of their ids until one fits. */
-RIVAL int32_t rival_find_linear(const struct rival_slot *slots, uint32_t slot_count, const uint64_t *gpas,
-				int32_t *ids, uint32_t count);
+RIVAL int32_t rival_find_linear(const struct rival_slot *slots, uint32_t slot_count, const uint64_t *gpas, int32_t *ids,
+				uint32_t count);
 
 /* Binary search as in the textbook, over sorted arrays of starts, ends and ids. */
 RIVAL int32_t rival_find_branchy(const uint64_t *starts, const uint64_t *ends, const uint32_t *slot_ids,
@@ -62,7 +62,7 @@ struct rival_vm {
 	int32_t device, vm, vcpu, has_thread;
 	uint64_t run, thread;
 	uint64_t run_bytes;
-	uint32_t gate;   /* bit 31 shut, bit 30 closed, bits 0 to 15 inside */
+	uint32_t gate; /* bit 31 shut, bit 30 closed, bits 0 to 15 inside */
 	int32_t thread_id;
 	uint32_t reserved[2];
 };

@@ -1,6 +1,6 @@
 import { createRequire } from 'node:module';
-import type { Arena } from '../../dist/core/arena.js';
-import { loadNativeLibrary, type NativeLibrary } from '../../dist/core/native.js';
+import type { Arena } from '../../ts/core/arena.js';
+import { loadNativeLibrary, type NativeLibrary } from '../../ts/core/native.js';
 
 /** The functions of rivals.h. Places are addresses, as {@link Rivals.address} gives them. */
 export interface Rivals {
@@ -8,7 +8,15 @@ export interface Rivals {
   /** Where native code sees offset `offset` of an arena. */
   address(arena: Arena, offset: number): number;
   findLinear(slots: number, slotCount: number, gpas: number, ids: number, count: number): number;
-  findBranchy(starts: number, ends: number, ids: number, slotCount: number, gpas: number, out: number, n: number): number;
+  findBranchy(
+    starts: number,
+    ends: number,
+    ids: number,
+    slotCount: number,
+    gpas: number,
+    out: number,
+    n: number,
+  ): number;
   findBranchless(
     starts: number,
     ends: number,

@@ -1,4 +1,4 @@
-import type { MemoryRange } from '../../dist/core/arena.js';
+import type { MemoryRange } from '../../ts/core/arena.js';
 import { addressCount, layouts, Slots, slotCounts } from './layouts.js';
 import type { Report } from './report.js';
 import { loadRivals } from './rivals.js';

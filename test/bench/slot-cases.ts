@@ -1,1 +1,2 @@
-import type { Report } from './report.js'; export function slotCases(_report: Report): void {}
+import type { Report } from './report.js';
+export function slotCases(_report: Report): void {}

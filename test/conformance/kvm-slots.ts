@@ -3,9 +3,9 @@ import { createArena } from '../../ts/core/node.js';
 import type { Backend, GuestProgram, HostMemory } from '../../ts/kvm/backend.js';
 import { Inhibitor } from '../../ts/kvm/inhibitor.js';
 import { LinuxBackend } from '../../ts/kvm/linux.js';
-import { SectionMap } from '../../ts/kvm/section-map.js';
 import { SimulatedBackend } from '../../ts/kvm/simulated.js';
 import { Vcpu } from '../../ts/kvm/vcpu-owner.js';
+import { SectionMap } from '../../ts/memory/section-map.js';
 
 export const page = 4096;
 
@@ -76,6 +76,7 @@ export class SlotsByHand {
       map: this.#map.offset,
       answer: () => {},
       onGone: () => {},
+      drainDirtyRings: () => false,
     };
     const vcpu = await Vcpu.start(parts, this.#vcpus.length, this.inhibitor.allocateLine(), guest);
     this.#vcpus.push(vcpu);

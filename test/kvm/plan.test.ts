@@ -64,6 +64,7 @@ describe.each(backends)('a plan that is looked at, on %s', (backend) => {
       );
       expect(machine.plan(() => {}).toString()).toMatch(/^no window.*0 bytes torn down/);
       expect(() => machine.plan(() => machine.system.add(ram, -1))).toThrow(/-0x1/);
+      expect(() => machine.transaction(() => machine.plan(() => {}))).toThrow(/inside a transaction/);
     });
   });
 

@@ -1,12 +1,18 @@
 import { describe, expect, it } from 'vitest';
 import type { Arena } from '../../ts/core/arena.js';
 import { errno, errnoName } from '../../ts/core/core.js';
+import { createArena } from '../../ts/core/node.js';
 import type { Backend } from '../../ts/kvm/backend.js';
+import { DirtyLog } from '../../ts/kvm/dirty-log.js';
+import { Inhibitor } from '../../ts/kvm/inhibitor.js';
 import { LinuxBackend } from '../../ts/kvm/linux.js';
 import type { Machine, Slot } from '../../ts/kvm/machine.js';
+import { Planner } from '../../ts/kvm/planner.js';
 import { SimulatedBackend } from '../../ts/kvm/simulated.js';
-import { SlotIoctlError } from '../../ts/kvm/slots-listener.js';
+import { SlotIoctlError, SlotsListener } from '../../ts/kvm/slots-listener.js';
+import { AddressSpace, MemoryMap } from '../../ts/memory/address-space.js';
 import { MemoryRegion } from '../../ts/memory/region.js';
+import { SectionMap } from '../../ts/memory/section-map.js';
 import { placeWatchGuest, readWatchCounters, watchBlockBytes, writeWord } from '../../ts/replay/watch-guest.js';
 import { backends, needsKvm, withMachine } from './backends.js';
 import { FaultyBackend } from './faulty-backend.js';
@@ -16,7 +22,7 @@ const ramAddress = 0x10000000;
 const codeAddress = 0x70000000;
 const failures = [errno.ENOMEM, errno.EEXIST, errno.EINVAL];
 /** On each backend; a real call takes 15 µs, and each failure takes some. */
-const wantedFaults = { kvm: 3_000, simulated: 8_000 };
+const wantedFaults = { kvm: 3_000, simulated: 10_000 };
 
 function random(seed: number): (below: number) => number {
   let state = seed >>> 0;
@@ -111,6 +117,31 @@ function buildMap(machine: Machine) {
   };
   return { memory, ram, overlays, edit };
 }
+
+describe('a commit whose sections the look-up map has no room for', () => {
+  it('is undone like one of which a call fails', () => {
+    const arena = createArena(32 << 20);
+    const backend = new SimulatedBackend(arena, { callMicroseconds: 0, slots: 64, dirtyLogBytes: 0 });
+    const planner = new Planner(arena, arena.wasm, { slots: 64 });
+    const parts = [new Inhibitor(arena), planner, new SectionMap(arena, 2), new DirtyLog(backend, planner)] as const;
+    const map = new MemoryMap();
+    const system = MemoryRegion.container(map, 'system', 2n ** 64n);
+    map.addListener(new SlotsListener(arena, backend, ...parts), [new AddressSpace(map, 'memory', system)]);
+    const memory = backend.allocate(8 * page);
+    const ram = (at: number) => MemoryRegion.ram(map, `at ${at}`, page, { memory, memoryOffset: at });
+    system.add(ram(0), 0);
+    const before = backend.kernel.layout(0);
+    const edit = () =>
+      map.transaction(() => {
+        for (const at of [2 * page, 4 * page]) system.add(ram(at), at);
+      });
+    expect(edit).toThrow(/the map of 2 sections can't take this commit: ENOSPC/);
+    expect(backend.kernel.layout(0)).toEqual(before);
+    expect(planner.count()).toBe(1);
+    system.add(ram(2 * page), 2 * page);
+    expect(backend.kernel.layout(0)).toHaveLength(2);
+  });
+});
 
 describe.each(backends)('a commit of which a call fails, on %s', (kind) => {
   it('leaves the old layout in KVM, in the table and in the tree, whichever call it is; guests run on, and the next commit works', async (context) => {

@@ -318,6 +318,34 @@ describe('a listener that refuses a commit', () => {
     expect(a.address).toBe(0);
   });
 
+  test('has the others find tree and views as they were when they are brought back', () => {
+    const { map, a, space } = twoRegions();
+    const seen: [string, unknown, unknown][] = [];
+    const look = (what: string) => () => void seen.push([what, a.address, space.view.ranges[0]?.gpa]);
+    let refuse = false;
+    map.addListener({ commit: look('1') }, [space]);
+    map.addListener(
+      {
+        commit: () => {
+          if (refuse) throw new Error('refused');
+        },
+      },
+      [space],
+    );
+    map.addListener({ commit: look('3') }, [space]);
+    map.addListener({ begin: () => undefined, rollback: look('4') }, [space]);
+    seen.length = 0;
+    refuse = true;
+    expect(() => a.setAddress(0x1000)).toThrow('refused');
+    expect(seen).toEqual([
+      ['1', 0x1000, 0x1000],
+      ['4', 0, 0],
+      ['3', 0, 0],
+      ['3', 0, 0],
+      ['1', 0, 0],
+    ]);
+  });
+
   test('has a log start undone by a log stop that shows the range as it was', () => {
     const { map, a, space } = twoRegions();
     const marks: string[] = [];

@@ -184,7 +184,7 @@ export class MapModel {
   /** Runs `edit`; if it throws, puts the plain description back to what it was and hands the error to `refused`. */
   undoneBy(edit: () => void, refused: (error: unknown) => void): void {
     const copies = [...this.#plain].map(
-      ([region, plain]) => [region, { ...plain, children: [...plain.children] }] as const,
+      ([region, plain]) => [region, { ...plain, children: [...plain.children] }] as [MemoryRegion, Plain],
     );
     try {
       edit();

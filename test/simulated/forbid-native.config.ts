@@ -7,7 +7,12 @@ export default defineConfig({
     root: fileURLToPath(new URL('../..', import.meta.url)),
     include: ['test/simulated/**/*.test.ts', 'test/conformance/**/*.test.ts'],
     // These start programs themselves.
-    exclude: [...configDefaults.exclude, 'test/simulated/nothing-native.test.ts', 'test/conformance/kvm-run.test.ts'],
+    exclude: [
+      ...configDefaults.exclude,
+      'test/simulated/nothing-native.test.ts',
+      'test/simulated/browser.test.ts',
+      'test/conformance/kvm-run.test.ts',
+    ],
     pool: 'forks',
     maxWorkers: 1,
     execArgv: ['--require', fileURLToPath(new URL('forbid-native.cjs', import.meta.url))],

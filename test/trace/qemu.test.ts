@@ -1,3 +1,4 @@
+import * as fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { readTraceFile } from '../../ts/trace/file.js';
 import { Grouper, groupTransactions, type SlotUpdate, type TraceEvent } from '../../ts/trace/index.js';
@@ -104,12 +105,57 @@ describe('the forms of a slot call', () => {
   it.each([
     ['16380@1795472615.711844:', 1795472615711844, 16380],
     ['2025-07-21T18:43:28.089797Z ', Date.UTC(2025, 6, 21, 18, 43, 28) * 1000 + 89797, undefined],
+    ['2025-07-21T18:43:28Z ', Date.UTC(2025, 6, 21, 18, 43, 28) * 1000, undefined],
+    ['2025-07-21T18:61:28.000001Z ', undefined, undefined],
     ['2024-02-29T23:59:59.000001Z ', Date.UTC(2024, 1, 29, 23, 59, 59) * 1000 + 1, undefined],
     ['Nov 24 02:00:01 host qemu[12]: ', undefined, undefined],
     ['12: ', undefined, undefined],
     ['\ufeff', undefined, undefined],
   ])('the prefix %j gives the time %s and the thread %s', (prefix, time, thread) => {
     expect(only(`${prefix}${call}\n`)).toMatchObject({ ...base, time, thread });
+  });
+
+  it('the plain form is read as the general one is', () => {
+    const number = (bits: number) => fc.bigInt(0n, 2n ** BigInt(bits)).map((value) => value & ~0xfffn);
+    const prefixes = [
+      '',
+      '12@1795472615.711844:',
+      '7@1795472615.711845:',
+      '2025-07-21T18:43:28.089797Z ',
+      '12@1795472616.000000:',
+    ];
+    const one = fc.record({
+      prefix: fc.constantFrom(...prefixes),
+      space: fc.option(fc.integer({ min: 0, max: 12 })),
+      slot: fc.integer({ min: 0, max: 0xffff }),
+      flags: fc.integer({ min: 0, max: 7 }),
+      gpa: number(52),
+      size: number(47),
+      ua: number(57),
+      memfd: fc.constantFrom(
+        '',
+        ' guest_memfd=-1 guest_memfd_offset=0xfffffffffffff123',
+        ' guest_memfd=3 guest_memfd_offset=0x1000',
+      ),
+      result: fc.constantFrom(0, 0, 0, -17),
+    });
+    fc.assert(
+      fc.property(fc.array(one, { minLength: 1, maxLength: 10 }), (parts) => {
+        const lines = parts.map(({ prefix, space, slot, flags, gpa, size, ua, memfd, result }) => {
+          const id = `${space === null ? '' : ` AddrSpace#${space}`} Slot#${slot}`;
+          const memory = `flags=0x${flags} gpa=0x${gpa.toString(16)} size=0x${size.toString(16)} ua=0x${ua.toString(16)}`;
+          return `${prefix}kvm_set_user_memory${id} ${memory}${memfd} ret=${result}`;
+        });
+        const plain = read(lines.join('\n')).events;
+        expect(plain).toEqual(read(lines.map((line) => `${line} restricted_fd=-1`).join('\n')).events);
+        expect(plain).toMatchObject(
+          parts.map(({ space, slot, flags, gpa, size, ua, result }) => {
+            const numbers = { gpa: Number(gpa), size: Number(size), hostAddress: Number(ua) };
+            return { addressSpace: space ?? 0, slot, flags, ...numbers, result };
+          }),
+        );
+      }),
+    );
   });
 
   it('numbers of more than 53 bits are taken only where a JS number holds them exactly', () => {

@@ -1,7 +1,6 @@
 import type { Core } from './core.js';
 import { MemorySlotsError } from './errors.js';
 import { type Layout, parseLayout } from './layout.js';
-import type { NativeLibrary } from './native.js';
 import { wasmCore } from './wasm.js';
 
 /** One range of guest-physical addresses: `struct memslots_range` of csrc/slots.h. Sizes and addresses in bytes. */
@@ -58,6 +57,7 @@ export class Arena {
   readonly words: Int32Array;
   readonly unsigned: Uint32Array;
   readonly octets: Uint8Array;
+  #attached = false;
 
   private constructor(module: WebAssembly.Module, memory: WebAssembly.Memory, stackTop: number) {
     this.module = module;
@@ -98,7 +98,13 @@ export class Arena {
     if (header[0] !== MAGIC || header[1] !== ABI_VERSION) {
       throw new MemorySlotsError('INVALID', 'this memory is not an arena, or one of another version');
     }
+    arena.#attached = true;
     return arena;
+  }
+
+  /** Whether another thread created it: then this one must not allocate. */
+  get isAttached(): boolean {
+    return this.#attached;
   }
 
   /** What another worker needs to attach. Reserves a stack for it. Creating thread only. */
@@ -116,11 +122,6 @@ export class Arena {
     }
     this.unsigned[top] = offset + bytes;
     return offset;
-  }
-
-  /** The address at which native code sees the arena: the same in every thread of the process. */
-  nativeBase(library: NativeLibrary): number {
-    return Number(library.koffi.address(this.octets));
   }
 
   /** Refuses a core whose layout differs from this arena's. */

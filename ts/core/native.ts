@@ -1,3 +1,4 @@
+import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import type { Arena } from './arena.js';
@@ -7,33 +8,58 @@ import { MemorySlotsError } from './errors.js';
 type Koffi = typeof import('koffi');
 type NativeFunction = (...parameters: unknown[]) => number;
 
-/** The native library: `slots.so` through koffi. One per process; each thread loads its own handle. */
+/** The native library through koffi. One per process; each thread loads its own handle. */
 export interface NativeLibrary {
   readonly koffi: Koffi;
   /** A function of the library by its C prototype. */
   function(prototype: string): NativeFunction;
 }
 
-const libraryPath = fileURLToPath(new URL('../../wasm-build/slots.so', import.meta.url));
+/** The platforms whose library the package carries. */
+export const prebuiltPlatforms = ['linux-x64', 'linux-arm64'] as const;
+
 let loaded: NativeLibrary | undefined;
+
+/** What the native library has to be built for, as in its file's name: `linux-x64`, `linux-arm64-musl`, `darwin-arm64`. */
+export function nativePlatform(): string {
+  return `${process.platform}-${process.arch}${usesMusl() ? '-musl' : ''}`;
+}
+
+/** The C library of this process is told by its loader, which is mapped like any library. */
+function usesMusl(): boolean {
+  if (process.platform !== 'linux') return false;
+  try {
+    return readFileSync('/proc/self/maps', 'utf8').includes('/ld-musl-');
+  } catch {
+    return false;
+  }
+}
 
 /** Loads the library. Throws `UNSUPPORTED`, saying what is missing, where koffi or the library can't be loaded. */
 export function loadNativeLibrary(): NativeLibrary {
   if (loaded !== undefined) return loaded;
+  const platform = nativePlatform();
+  const built = new URL(`../../wasm-build/slots-${platform}.so`, import.meta.url);
+  // For those who work on the core: a build for coverage, or for a sanitizer.
+  const path = process.env.MEMSLOTS_LIBRARY ?? fileURLToPath(built);
+  if (!existsSync(path)) {
+    const what = `there is no native library for ${platform} here (packages have ${prebuiltPlatforms.join(' and ')})`;
+    throw new MemorySlotsError('UNSUPPORTED', `${what}; the simulated KVM and the WASM core work without`);
+  }
   const require = createRequire(import.meta.url);
   let koffi: Koffi;
   try {
     koffi = require('koffi') as Koffi;
   } catch (error) {
-    throw new MemorySlotsError('UNSUPPORTED', "the package 'koffi', which real KVM needs, can't be loaded", {
-      cause: error,
-    });
+    const advice = 'install it, without leaving out optional dependencies';
+    const message = `the package 'koffi', which real KVM needs, can't be loaded: ${advice}`;
+    throw new MemorySlotsError('UNSUPPORTED', message, { cause: error });
   }
   try {
-    const library = koffi.load(libraryPath);
+    const library = koffi.load(path);
     loaded = { koffi, function: (prototype) => library.func(prototype) as NativeFunction };
   } catch (error) {
-    throw new MemorySlotsError('UNSUPPORTED', `slots.so can't be loaded: ${(error as Error).message}`, {
+    throw new MemorySlotsError('UNSUPPORTED', `the native library can't be loaded: ${(error as Error).message}`, {
       cause: error,
     });
   }
@@ -42,13 +68,18 @@ export function loadNativeLibrary(): NativeLibrary {
 
 const types: Record<ParameterKind, string> = { offset: 'uintptr_t', count: 'uint32_t', gpa: 'double' };
 
+/** The address at which native code sees the arena: the same in every thread of the process. */
+export function addressOf(arena: Arena): number {
+  return Number(loadNativeLibrary().koffi.address(arena.octets));
+}
+
 /**
  * The native build of the core over the same arena. koffi wraps integers silently, so a wrong offset would be a wild
  * pointer: they are checked here, which costs less than the call itself.
  */
 export function nativeCore(arena: Arena): Core {
   const library = loadNativeLibrary();
-  const base = arena.nativeBase(library);
+  const base = addressOf(arena);
   const end = arena.bytes;
   const functions = Object.entries(signatures).map(([name, kinds]) => {
     const list = kinds as readonly ParameterKind[];

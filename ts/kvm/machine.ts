@@ -4,20 +4,20 @@ import { mustBeAligned } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { chooseCore, createArena } from '../core/node.js';
 import { AddressSpace, MemoryMap } from '../memory/address-space.js';
-import { isBacked, isWritable } from '../memory/flat-view.js';
+import { type FlatRange, isBacked, isWritable, rangeEnd } from '../memory/flat-view.js';
 import { MemoryRegion } from '../memory/region.js';
+import { SectionMap } from '../memory/section-map.js';
 import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
 import { DirtyLog } from './dirty-log.js';
-import { gateLineBytes } from './gate.js';
-import { Inhibitor, type InhibitorOptions } from './inhibitor.js';
+import { type GateHandle, gateLineBytes } from './gate.js';
+import { type CommitCanceller, Inhibitor, type InhibitorOptions } from './inhibitor.js';
 import { LinuxBackend } from './linux.js';
 import { Plan } from './plan.js';
 import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
-import { SectionMap } from './section-map.js';
 import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
 import { type CommitRecord, Rehearsed, SlotsListener } from './slots-listener.js';
 import { naiveWord } from './vcpu.js';
-import { Vcpu } from './vcpu-owner.js';
+import { cancelledError, Vcpu } from './vcpu-owner.js';
 
 /** How to make a {@link Machine}. */
 export interface MachineOptions {
@@ -33,6 +33,12 @@ export interface MachineOptions {
   readonly splitPoints?: readonly number[];
   /** Slots per address space to use at most; default what KVM has. */
   readonly slots?: number;
+  /**
+   * How KVM logs dirty pages: a `bitmap` for each slot (the default), or a `ring` for each vCPU, which names only pages
+   * that were written. See docs/dirty-logging.md. `UNSUPPORTED` where KVM has no ring, as the simulated one. A backend of
+   * the caller's own decides for itself.
+   */
+  readonly dirtyLog?: 'bitmap' | 'ring';
   /** Dirty bits of logged slots that go away aren't wanted, so that no window is taken for them. Default false. */
   readonly discardDirty?: boolean;
   readonly inhibitor?: InhibitorOptions;
@@ -52,7 +58,7 @@ export interface Slot {
   readonly offset: number;
 }
 
-/** Each commit that changed slots is published here as a {@link CommitRecord}. */
+/** Each commit that changed slots is published here as a {@link CommitRecord}, its calls read, with its `machine`. */
 const commits = channel('kvm-memslots:commit');
 
 /** How long leaving the process waits for vCPUs to end, in milliseconds. */
@@ -86,6 +92,7 @@ export class Machine implements AsyncDisposable {
   readonly #sections: SectionMap;
   readonly #dirtyLog: DirtyLog;
   readonly #vcpus = new Map<number, Vcpu>();
+  readonly #indexes = new Set<number>();
   readonly #freeLines: number[] = [];
   readonly #exitHook = () => this.#leaveProcess();
   #closed = false;
@@ -102,12 +109,12 @@ export class Machine implements AsyncDisposable {
       this.#sections = new SectionMap(this.#arena, sectionCapacity);
       const core = chooseCore(this.#arena, backend.kind === 'kvm' ? 'native' : 'wasm');
       this.#planner = new Planner(this.#arena, core, plannerOptions(options, backend.capabilities));
-      this.#dirtyLog = new DirtyLog(backend);
+      this.#dirtyLog = new DirtyLog(backend, this.#planner);
       const parts = [this.#arena, backend, this.#inhibitor, this.#planner, this.#sections, this.#dirtyLog] as const;
       this.#listener = new SlotsListener(...parts, {
         onCommit: (record) => {
           options.onCommit?.(record);
-          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls() });
+          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls(), machine: this });
         },
       });
       this.map = new MemoryMap();
@@ -117,7 +124,10 @@ export class Machine implements AsyncDisposable {
         backend.capabilities.addressSpaces > 1
           ? new AddressSpace(this.map, 'smm', MemoryRegion.container(this.map, 'smm', 2n ** 64n))
           : undefined;
-      this.map.addListener(this.#listener, this.smm === undefined ? [this.memory] : [this.memory, this.smm]);
+      const spaces = this.smm === undefined ? [this.memory] : [this.memory, this.smm];
+      this.map.addListener(this.#listener, spaces);
+      // Asked before the listener that would call KVM; edits needn't go through transaction().
+      this.map.addListener({ priority: this.#listener.priority - 1, commit: () => this.#assertOpen() }, spaces);
     } catch (error) {
       backend.close();
       throw error;
@@ -138,10 +148,13 @@ export class Machine implements AsyncDisposable {
 
   /**
    * What {@link transaction} of the same `edit` would do to the slots. Nothing is done: the tree is as it was. Throws
-   * what planning throws.
+   * what planning throws, and `STATE` inside a transaction.
    */
   plan(edit: () => void): Plan {
     this.#assertOpen();
+    if (this.map.inTransaction) {
+      throw new MemorySlotsError('STATE', "a plan can't be made inside a transaction, which would go on with the edit");
+    }
     this.#listener.rehearsing = true;
     try {
       this.map.transaction(edit);
@@ -156,20 +169,24 @@ export class Machine implements AsyncDisposable {
   }
 
   /**
-   * The offsets in bytes, ascending, of the pages of `memory` that were written since the last call, by guests through
-   * logged regions (MemoryRegion.setLogging) or by HostMemory.write; each is reported once. Nothing is lost when slots
-   * go away in between. Throws `IOCTL`.
+   * The offsets in bytes, ascending, of the pages of `memory` that were written since the last call: by guests through
+   * logged regions (MemoryRegion.setLogging), by HostMemory.write, or as {@link markDirty} says; each is reported once.
+   * No page is lost when slots go away in between. A write that is under way may be reported now or by the next call; if
+   * now, its bytes are there when this returns. See docs/dirty-logging.md. Throws `IOCTL`, and, with rings,
+   * `TIMEOUT` if a vCPU doesn't come out of KVM_RUN, and `STATE` in a commit; nothing is lost then either.
    */
   takeDirtyPages(memory: HostMemory): number[] {
     this.#assertOpen();
     const end = memory.hostAddress + memory.size;
-    for (const slot of this.#planner.logged()) {
-      if (slot.host < end && slot.host + slot.size > memory.hostAddress) this.#dirtyLog.harvest(slot);
-    }
+    const mapped = this.#planner.logged().filter(({ host, size }) => host < end && host + size > memory.hostAddress);
+    const harvest = () => this.#dirtyLog.harvest(mapped);
+    // Processors hand over what they noted for a ring when their vCPUs leave KVM_RUN.
+    if (this.#kvm.dirtyRings === undefined) harvest();
+    else this.#inhibitor.window(harvest);
     return this.#dirtyLog.take(memory);
   }
 
-  /** Marks what was written through HostMemory.bytes as dirty: `length` bytes at `offset`. */
+  /** Marks what was written through HostMemory.bytes as dirty, logged or not: `length` bytes at `offset`. */
   markDirty(memory: HostMemory, offset: number, length: number): void {
     this.#assertOpen();
     memory.bytes(offset, length);
@@ -212,27 +229,54 @@ export class Machine implements AsyncDisposable {
     });
   }
 
-  /** Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. */
-  async addVcpu(guest: GuestProgram): Promise<Vcpu> {
+  /**
+   * Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. Resolves once its thread has started;
+   * `signal` gives up until then. Throws `CANCELLED`, and `UNSUPPORTED` if the thread can't start.
+   */
+  async addVcpu(guest: GuestProgram, { signal }: { readonly signal?: AbortSignal } = {}): Promise<Vcpu> {
     this.#assertOpen();
+    // Taken before the thread has started: another may be added meanwhile.
     let index = 0;
-    while (this.#vcpus.has(index)) index++;
+    while (this.#indexes.has(index)) index++;
+    if (signal?.aborted) throw cancelledError(index, signal);
+    this.#indexes.add(index);
     const line = this.#freeLines.pop() ?? this.#inhibitor.allocateLine();
     const parts = {
       arena: this.#arena,
       backend: this.#kvm,
       inhibitor: this.#inhibitor,
       map: this.#sections.offset,
-      answer: (region: number, offset: number, data: Uint8Array, write: boolean) =>
-        this.#answer(region, offset, data, write),
+      answer: (gpa: number, data: Uint8Array, write: boolean) => this.#answer(gpa, data, write),
+      drainDirtyRings: () => this.#dirtyLog.drain(),
       onGone: (vcpu: Vcpu) => {
         this.#vcpus.delete(vcpu.index);
+        this.#indexes.delete(vcpu.index);
         this.#freeLines.push(vcpu.line);
       },
     };
-    const vcpu = await Vcpu.start(parts, index, line, guest);
-    this.#vcpus.set(index, vcpu);
-    return vcpu;
+    try {
+      const vcpu = await Vcpu.start(parts, index, line, guest, signal);
+      this.#vcpus.set(index, vcpu);
+      return vcpu;
+    } catch (error) {
+      this.#indexes.delete(index);
+      throw error;
+    }
+  }
+
+  /** What another thread needs to cancel a commit that waits for vCPUs: see cancelCommit. */
+  get canceller(): CommitCanceller {
+    return { memory: this.#arena.memory, control: this.#inhibitor.control };
+  }
+
+  /**
+   * What another thread needs to make VM ioctls of its own without one of them running inside an inhibit window: it
+   * makes its gate with Gate.attach, and goes through it for each. One handle for one thread; handles aren't freed.
+   */
+  ioctlGate(): GateHandle {
+    this.#assertOpen();
+    const { control, commonLine } = this.#inhibitor;
+    return { arena: this.#arena.handle(), control, line: commonLine };
   }
 
   get vcpus(): readonly Vcpu[] {
@@ -252,17 +296,16 @@ export class Machine implements AsyncDisposable {
     await this.close();
   }
 
-  #answer(id: number, offset: number, data: Uint8Array, write: boolean): void {
-    const range = this.memory.view.ranges.find(({ region }) => region.id === id);
-    if (write && range !== undefined && isBacked(range) && isWritable(range)) {
-      const { memory, memoryOffset } = range.region;
-      (memory as HostMemory).write(memoryOffset + offset, data);
-    } else if (write) {
-      range?.region.handlers?.write?.(offset, data);
-    } else if (range?.region.handlers?.read === undefined) {
-      data.fill(0xff);
-    } else {
-      range.region.handlers.read(offset, data);
+  /** Makes an access of a guest's, as the map is now: it may have changed since the exit. */
+  #answer(gpa: number, data: Uint8Array, write: boolean): void {
+    for (let done = 0; done < data.length; ) {
+      const at = gpa + done;
+      const range = this.memory.view.find(at);
+      const left = range === undefined ? 1 : Number(rangeEnd(range)) - at;
+      const part = data.subarray(done, done + left);
+      done += part.length;
+      if (range !== undefined) access(range, at - Number(range.gpa), part, write);
+      else if (!write) part.fill(0xff);
     }
   }
 
@@ -279,6 +322,24 @@ export class Machine implements AsyncDisposable {
 
   #assertOpen(): void {
     if (this.#closed) throw new MemorySlotsError('STATE', 'this machine is closed');
+  }
+}
+
+/** An access at `from` bytes from the start of `range`, within it. */
+function access(range: FlatRange, from: number, data: Uint8Array, write: boolean): void {
+  const { handlers } = range.region;
+  const offset = Number(range.offset) + from;
+  if (isBacked(range) && (isWritable(range) || !write)) {
+    const memory = range.region.memory as HostMemory;
+    const memoryOffset = range.region.memoryOffset + offset;
+    if (write) memory.write(memoryOffset, data);
+    else data.set(memory.bytes(memoryOffset, data.length));
+  } else if (write) {
+    handlers?.write?.(offset, data);
+  } else if (handlers?.read === undefined) {
+    data.fill(0xff);
+  } else {
+    handlers.read(offset, data);
   }
 }
 
@@ -301,14 +362,20 @@ function plannerOptions(options: MachineOptions, capabilities: Capabilities): Pl
 function openBackend(arena: Arena, options: MachineOptions): { backend: Backend; why: string } {
   const wanted = options.backend ?? 'auto';
   if (typeof wanted === 'function') return { backend: wanted(arena), why: "it is the caller's own" };
-  if (wanted === 'simulated') {
-    return { backend: new SimulatedBackend(arena, options.simulated), why: 'it was asked for' };
-  }
+  if (wanted === 'simulated') return openSimulated(arena, options, 'it was asked for');
   try {
-    const backend = new LinuxBackend(arena);
+    const backend = new LinuxBackend(arena, options.dirtyLog === undefined ? {} : { dirtyLog: options.dirtyLog });
     return { backend, why: wanted === 'kvm' ? 'it was asked for' : '/dev/kvm works' };
   } catch (error) {
     if (wanted === 'kvm' || !(error instanceof MemorySlotsError) || error.code !== 'UNSUPPORTED') throw error;
-    return { backend: new SimulatedBackend(arena, options.simulated), why: error.message };
+    return openSimulated(arena, options, error.message);
   }
+}
+
+function openSimulated(arena: Arena, options: MachineOptions, why: string): { backend: Backend; why: string } {
+  if (options.dirtyLog === 'ring') {
+    const message = `the simulated KVM (${why}) has no dirty ring, which dirtyLog 'ring' asks for: use 'bitmap'`;
+    throw new MemorySlotsError('UNSUPPORTED', message);
+  }
+  return { backend: new SimulatedBackend(arena, options.simulated), why };
 }

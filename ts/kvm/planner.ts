@@ -2,6 +2,7 @@ import type { Arena, MemoryRange } from '../core/arena.js';
 import { formatRange, mustBeAligned } from '../core/checks.js';
 import { type Core, errno, errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
+import type { SectionChanges } from '../memory/section-map.js';
 
 /** `exact`: slots mirror sections, as in QEMU. `stable`: a slot stays as long as its translations do. */
 export type Policy = 'exact' | 'stable';
@@ -273,11 +274,10 @@ export class Planner {
     this.core.apply(0, this.#tablesOffset, operations, count);
   }
 
-  /** Publishes what was captured of address space 0 in `map`, a map of sections: 0 or a negative errno. */
-  publish(map: number, scratch: number, scratchCapacity: number): number {
-    const { wasm } = this.#arena;
-    const [deletes, adds] = [this.#normalDeletes, this.#normalAdds];
-    return wasm.map_commit(map, this.#deletes, deletes, this.#adds, adds, scratch, scratchCapacity);
+  /** What was captured of address space 0, where it lies. */
+  get captured(): SectionChanges {
+    const [deleteCount, addCount] = [this.#normalDeletes, this.#normalAdds];
+    return { deletes: this.#deletes, deleteCount, adds: this.#adds, addCount };
   }
 
   /** Slots in use, in address space `addressSpace` or in all. */

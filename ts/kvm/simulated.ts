@@ -87,6 +87,8 @@ export class SimulatedBackend implements Backend {
   /** The ioctls themselves, their hooks and the state behind them. */
   readonly kernel: SimulatedKernel;
   readonly #arena: Arena;
+  /** As in linux.ts: the log is cleared by a call of its own where there is one. */
+  readonly #manualDirtyLog: boolean;
   readonly #memory: SimulatedMemory;
   readonly #allocator: SimulatedAllocator;
   /** By vCPU index: its line, and its own lines, which outlive it. */
@@ -114,6 +116,7 @@ export class SimulatedBackend implements Backend {
       dirtyLogBytes: mustBeCount('dirtyLogBytes', options.dirtyLogBytes ?? 2 ** 26),
       files: options.files ?? new FileTable(),
     });
+    this.#manualDirtyLog = this.kernel.enableManualDirtyLog(1) === 0;
     for (const hooks of options.hooks ?? []) this.kernel.addHooks(hooks);
     const memoryBytes = mustBeAligned('memoryBytes', options.memoryBytes ?? 2 ** 30, profile.pageSize);
     this.#memory = SimulatedMemory.create(memoryBytes, options.backed ?? true);
@@ -146,8 +149,10 @@ export class SimulatedBackend implements Backend {
     return count;
   }
 
-  getDirtyLog(addressSpace: number, id: number, _pages: number, bitmap: Uint8Array): number {
-    return this.kernel.getDirtyLog(addressSpace * 0x10000 + id, bitmap);
+  getDirtyLog(addressSpace: number, id: number, pages: number, bitmap: Uint8Array): number {
+    const slot = addressSpace * 0x10000 + id;
+    const result = this.kernel.getDirtyLog(slot, bitmap);
+    return result < 0 || !this.#manualDirtyLog ? result : this.kernel.clearDirtyLog(slot, 0, pages, bitmap);
   }
 
   allocate(bytes: number, options: AllocateOptions = {}): HostMemory {

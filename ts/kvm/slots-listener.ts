@@ -4,12 +4,12 @@ import { errno, errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 import type { MemoryListener, Section } from '../memory/address-space.js';
 import { isBacked, isWritable } from '../memory/flat-view.js';
+import type { SectionMap } from '../memory/section-map.js';
 import type { Backend, HostMemory } from './backend.js';
 import type { DirtyLog } from './dirty-log.js';
 import type { Inhibitor } from './inhibitor.js';
 import { Plan } from './plan.js';
 import type { Operation, Planner, PlanSummary } from './planner.js';
-import type { SectionMap } from './section-map.js';
 
 /** What one commit did. Times in microseconds, sizes in bytes. */
 export interface CommitRecord extends PlanSummary {
@@ -126,6 +126,11 @@ export class SlotsListener implements MemoryListener {
     this.#planner.add(range);
   }
 
+  /** Another listener refused the transaction before this one was asked: nothing of it will happen. */
+  rollback(): void {
+    this.#planner.begin();
+  }
+
   /** Applies what was captured. Throws {@link SlotIoctlError}, `TIMEOUT`, `CANCELLED` or `CAPACITY`: nothing has changed then. */
   commit(): void {
     if (this.#committing) throw new MemorySlotsError('STATE', 'a commit is already under way');
@@ -144,7 +149,7 @@ export class SlotsListener implements MemoryListener {
     if (this.rehearsing) throw new Rehearsed(new Plan(plan, this.#calls(plan), this.#planner.kept(plan)));
     let windowMicroseconds: number | undefined;
     if (plan.operations === 0) {
-      this.#map.publish(this.#planner);
+      this.#map.publish(this.#planner.captured);
       return;
     }
     if (plan.inhibit && this.updates === 'atomic') {
@@ -170,21 +175,53 @@ export class SlotsListener implements MemoryListener {
     const planner = this.#planner;
     // Before anything changes: what is read stays known, whatever becomes of the calls.
     if (plan.harvests > 0) {
-      for (const { harvest, slot } of this.#calls(plan)) if (harvest) this.#dirtyLog.harvest(slot);
+      const doomed = this.#calls(plan).filter(({ harvest }) => harvest);
+      this.#dirtyLog.harvest(doomed.map(({ slot }) => slot));
     }
     const done = this.#backend.apply(planner.operations, plan.operations);
-    if (done < plan.operations) throw this.#undo(plan.operations, done);
+    if (done < plan.operations) throw this.#failure(plan, done);
+    try {
+      this.#map.publish(planner.captured);
+    } catch (error) {
+      this.#undo(plan, done);
+      throw error;
+    }
     planner.applied(planner.operations, done);
-    this.#map.publish(planner);
   }
 
-  /** Makes KVM as it was before the commit, or the table as KVM is; the error that tells which. */
-  #undo(count: number, done: number): SlotIoctlError {
+  /**
+   * Undoes the first `done` calls of a plan, last first: how many could be undone. If not all could, the slot table is
+   * made to say what KVM has.
+   */
+  #undo(plan: PlanSummary, done: number): number {
+    const planner = this.#planner;
+    const created = this.#createdLogged(plan, done);
+    const inverse = planner.undo(plan.operations, done);
+    const undone = this.#backend.apply(inverse, done);
+    // In a window no guest has seen these slots.
+    if (!this.#inhibitor.inhibiting) this.#dirtyLog.disown(created);
+    if (undone < done) {
+      planner.applied(planner.operations, done);
+      planner.applied(inverse, undone);
+    }
+    return undone;
+  }
+
+  /** The logged slots that the first `done` calls of a plan created. */
+  #createdLogged(plan: PlanSummary, done: number): MemoryRange[] {
+    const { LOG_DIRTY } = this.#arena.layout.constants;
+    const created = this.#calls(plan)
+      .slice(0, done)
+      .filter(({ kind, slot }) => kind === 'create' && slot.flags & LOG_DIRTY);
+    return created.map(({ slot }) => slot);
+  }
+
+  /** Call number `done` failed: makes KVM as it was before the commit, or the table as KVM is; says which. */
+  #failure(plan: PlanSummary, done: number): SlotIoctlError {
     const planner = this.#planner;
     const failed = planner.operation(done);
     const number = planner.result(done);
-    const inverse = planner.undo(count, done);
-    const undone = this.#backend.apply(inverse, done);
+    const undone = this.#undo(plan, done);
     const what = `${describe(failed)} failed with ${errnoName(number)}${this.#explain(failed, number)}`;
     if (undone === done) {
       return new SlotIoctlError(
@@ -194,10 +231,8 @@ export class SlotsListener implements MemoryListener {
         true,
       );
     }
-    const stuck = planner.operation(count + undone);
-    const why = errnoName(planner.result(count + undone));
-    planner.applied(planner.operations, done);
-    planner.applied(inverse, undone);
+    const stuck = planner.operation(plan.operations + undone);
+    const why = errnoName(planner.result(plan.operations + undone));
     const rest = `${done - undone} of the ${done} calls before it could not be undone (${describe(stuck)}: ${why})`;
     return new SlotIoctlError(`${what}; ${rest}; the slot table says what KVM has now`, failed, number, false);
   }

@@ -1,15 +1,17 @@
 import type { Arena, MemoryRange } from '../core/arena.js';
+import { SectionMapReader } from '../memory/section-map.js';
 import type { Exit, VcpuRunner } from './backend.js';
 import { Gate, gateBits, lineWords, vcpuStates } from './gate.js';
-import { SectionMapReader } from './section-map.js';
 
 /** Words of a vCPU's mailbox, from the start of its line; see {@link VcpuLoop}. All but `data` are plain numbers. */
-export const mailboxWords = { region: 16, offsetLow: 17, offsetHigh: 18, size: 19, write: 20, data: 22 } as const;
+export const mailboxWords = { gpaLow: 16, gpaHigh: 17, size: 18, write: 19, data: 20 } as const;
 
 /** What a vCPU tells its owner by message. */
 export type VcpuMessage =
-  /** An access that a region's handlers are to answer is in the mailbox. */
+  /** An access that the owner is to answer is in the mailbox. */
   | { readonly kind: 'mmio' }
+  /** The dirty ring is nearly full: the vCPU waits until it is drained. */
+  | { readonly kind: 'dirty-ring-full' }
   /** The guest can't go on: it halted, or KVM said something that this library doesn't know. */
   | { readonly kind: 'stopped'; readonly reason: string; readonly gpa: number; readonly detail: number };
 
@@ -58,21 +60,27 @@ export class VcpuLoop {
 
   /** Runs until the vCPU is closed or can't go on. Returns then; throws what KVM_RUN throws. */
   run(): void {
-    let goesOn = true;
-    while (goesOn && this.#gate.enter()) {
-      const entered = this.#reader.commit;
-      let exit: Exit | undefined;
-      try {
-        this.#runner.clearKick();
-        if (this.#gate.mayRun()) exit = this.#runner.run();
-      } finally {
-        this.#gate.leave();
-      }
-      if (exit === undefined || exit.reason === 'interrupted') continue;
-      this.#count(lineWords.exits);
-      goesOn = this.#handle(exit, entered);
-    }
+    while (this.turn());
     Atomics.store(this.#words, this.#base + lineWords.state, vcpuStates.ended);
+  }
+
+  /**
+   * One stay in KVM_RUN, once the gate lets the vCPU in, and all that its exit calls for. False once the vCPU is closed
+   * or its guest can't go on. Throws what KVM_RUN throws.
+   */
+  turn(): boolean {
+    if (!this.#gate.enter()) return false;
+    const entered = this.#reader.commit;
+    let exit: Exit | undefined;
+    try {
+      this.#runner.clearKick();
+      if (this.#gate.startRun()) exit = this.#runner.run();
+    } finally {
+      this.#gate.leave();
+    }
+    if (exit === undefined || exit.reason === 'interrupted') return true;
+    this.#count(lineWords.exits);
+    return this.#handle(exit, entered);
   }
 
   #count(word: number): void {
@@ -90,57 +98,58 @@ export class VcpuLoop {
       if (!exit.write) exit.data.fill(0xff);
       return true;
     }
+    if (exit.reason === 'dirty-ring-full') {
+      // If the vCPU is to end first, its gate tells.
+      this.#tell({ kind: 'dirty-ring-full' });
+      return true;
+    }
     if (exit.reason === 'internal-error' || exit.reason === 'shutdown') this.#count(lineWords.internalErrors);
     this.#send({ kind: 'stopped', reason: exit.reason, gpa: exit.gpa, detail: exit.detail });
     return false;
   }
 
   #handleMmio(exit: Exit, entered: number): void {
-    const { constants } = this.#arena.layout;
     const section = this.#reader.find(exit.gpa);
     const data = exit.data.subarray(0, exit.size);
-    if (
-      section !== undefined &&
-      section.flags & constants.BACKED &&
-      !(exit.write && section.flags & constants.READONLY)
-    ) {
-      if (section.since <= entered) this.#count(lineWords.spuriousExits);
-      if (!Atomics.load(this.#words, this.#naive)) {
-        // The owner keeps the dirty log, which KVM won't know of this write.
-        const logged = exit.write && section.flags & constants.LOG_DIRTY;
-        if (!logged || !this.#ask(section, exit, data)) this.#access(section, exit.gpa, data, exit.write);
-        return;
-      }
-    } else if (section !== undefined && this.#ask(section, exit, data)) {
+    const isMemory = section !== undefined && this.#isMemory(section, exit.write);
+    if (isMemory && section.since <= entered) this.#count(lineWords.spuriousExits);
+    if (isMemory && !exit.write && !this.#isNaive) {
+      this.#read(section, exit.gpa, data);
       return;
     }
+    // Writes to memory go to the owner as well: KVM won't know of them, and the owner, who keeps the dirty log, must
+    // not turn logging on between a look at the map and the write.
+    if (section !== undefined && !(isMemory && this.#isNaive) && this.#ask(exit, data)) return;
     // Nobody answers: reads give all ones, as from an empty bus.
     if (!exit.write) exit.data.fill(0xff);
   }
 
-  /** An access that reaches past the section's end goes byte by byte to whoever answers there. */
-  #access(section: MemoryRange, gpa: number, data: Uint8Array, write: boolean): void {
+  get #isNaive(): boolean {
+    return Atomics.load(this.#words, this.#naive) !== 0;
+  }
+
+  #isMemory({ flags }: MemoryRange, write: boolean): boolean {
+    const { BACKED, READONLY } = this.#arena.layout.constants;
+    return (flags & BACKED) !== 0 && !(write && flags & READONLY);
+  }
+
+  /** What reaches past the section's end comes byte by byte from whatever memory is there. */
+  #read(section: MemoryRange, gpa: number, data: Uint8Array): void {
     const inside = Math.min(data.length, section.gpa + section.size - gpa);
-    this.#runner.access(section.host + (gpa - section.gpa), data.subarray(0, inside), write);
+    this.#runner.access(section.host + (gpa - section.gpa), data.subarray(0, inside), false);
     for (let index = inside; index < data.length; index++) {
       const next = this.#reader.find(gpa + index);
       const byte = data.subarray(index, index + 1);
-      if (next !== undefined && next.flags & this.#arena.layout.constants.BACKED) {
-        this.#runner.access(next.host + (gpa + index - next.gpa), byte, write);
-      } else if (!write) {
-        byte.fill(0xff);
-      }
+      if (next === undefined || !this.#isMemory(next, false)) byte.fill(0xff);
+      else this.#runner.access(next.host + (gpa + index - next.gpa), byte, false);
     }
   }
 
-  /** Has the owner's handlers answer. False if the vCPU is to end first, or the region has none. */
-  #ask(section: MemoryRange, exit: Exit, data: Uint8Array): boolean {
+  /** Has the owner answer. False if the vCPU is to end first. */
+  #ask(exit: Exit, data: Uint8Array): boolean {
     const words = this.#words;
-    const mailbox = this.#base + lineWords.mailbox;
-    const offset = section.offset + (exit.gpa - section.gpa);
-    words[this.#base + mailboxWords.region] = section.region;
-    words[this.#base + mailboxWords.offsetLow] = offset | 0;
-    words[this.#base + mailboxWords.offsetHigh] = offset / 2 ** 32;
+    words[this.#base + mailboxWords.gpaLow] = exit.gpa | 0;
+    words[this.#base + mailboxWords.gpaHigh] = exit.gpa / 2 ** 32;
     words[this.#base + mailboxWords.size] = exit.size;
     words[this.#base + mailboxWords.write] = exit.write ? 1 : 0;
     const shared = this.#arena.octets.subarray(
@@ -148,13 +157,21 @@ export class VcpuLoop {
       (this.#base + mailboxWords.data) * 4 + exit.size,
     );
     shared.set(data);
+    if (!this.#tell({ kind: 'mmio' })) return false;
+    if (!exit.write) data.set(shared);
+    return true;
+  }
+
+  /** Sleeps until the owner has dealt with `message`. False if the vCPU is to end first. */
+  #tell(message: VcpuMessage): boolean {
+    const words = this.#words;
+    const mailbox = this.#base + lineWords.mailbox;
     Atomics.store(words, mailbox, 1);
-    this.#send({ kind: 'mmio' });
+    this.#send(message);
     while (Atomics.load(words, mailbox) === 1) {
       if (Atomics.load(words, this.#base) & gateBits.closed) return false;
       Atomics.wait(words, mailbox, 1, mailboxPatience);
     }
-    if (!exit.write) data.set(shared);
     return true;
   }
 }

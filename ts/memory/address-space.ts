@@ -11,8 +11,8 @@ export type Section = SectionOf<AddressSpace>;
 /** Follows the map of some address spaces: see {@link ListenerOf} for what it hears and may answer. */
 export type MemoryListener = ListenerOf<AddressSpace>;
 
-/** What {@link MemoryMap.addListener} returns. */
-export interface ListenerHandle {
+/** What {@link MemoryMap.addListener} returns. Disposing of it detaches the listener. */
+export interface ListenerHandle extends Disposable {
   /**
    * Tells the listener `delete` for every range it holds, within one `begin … commit`, and nothing after. Doing it
    * again does nothing. If the listener throws it stays attached, and the error is thrown on. Owner thread only.
@@ -75,18 +75,17 @@ export class MemoryMap extends Transactions {
       listener,
       events: spaces.flatMap((space) => space.view.ranges.map((range) => ({ type, section: sectionOf(space, range) }))),
     });
-    this.guarded(() => announce([held('add')]));
+    this.guarded(() => announce([held('add')], () => undefined));
     const priority = listener.priority ?? 0;
     const later = this.#registrations.findIndex((other) => (other.listener.priority ?? 0) > priority);
     this.#registrations.splice(later < 0 ? this.#registrations.length : later, 0, registration);
-    return {
-      detach: () => {
-        const index = this.#registrations.indexOf(registration);
-        if (index < 0) return;
-        this.guarded(() => announce([held('delete')]));
-        this.#registrations.splice(index, 1);
-      },
+    const detach = () => {
+      const index = this.#registrations.indexOf(registration);
+      if (index < 0) return;
+      this.guarded(() => announce([held('delete')], () => undefined));
+      this.#registrations.splice(index, 1);
     };
+    return { detach, [Symbol.dispose]: detach };
   }
 
   /** For a new address space: its place among the others, as an edit of the open transaction. */
@@ -95,15 +94,13 @@ export class MemoryMap extends Transactions {
     return this.#spaces.push(space) - 1;
   }
 
-  protected override publish(): void {
+  protected override publish(undo: () => void): void {
     const changed = this.#spaces.flatMap((space) => space.prepare(this.#work) ?? []);
     for (const { space, after } of changed) space.show(after);
-    try {
-      announce(this.#announcements(changed));
-    } catch (error) {
+    announce(this.#announcements(changed), () => {
       for (const { space, before } of changed) space.show(before);
-      throw error;
-    }
+      undo();
+    });
   }
 
   protected override discard(): void {

@@ -18,7 +18,8 @@ export interface SectionOf<S> extends FlatRange {
  * A listener that can't follow throws from `commit`, having made sure that it still holds what it held at `begin`. The
  * map then returns to what it was, and every other listener with it: one that has committed is told the opposite change
  * as one more `begin … commit`; one that has heard something but not committed is told `rollback`, or if it has none,
- * `commit` and then the opposite. Throwing from another method counts as that one thing not having been told.
+ * `commit` and then the opposite. They find tree and views as they were. Throwing from another method counts as that
+ * one thing not having been told.
  *
  * Called on the owner thread, synchronously; must not edit the map or its listeners.
  */
@@ -59,9 +60,13 @@ const opposites = {
 /**
  * Tells each listener its announcement; they come by ascending priority. If one throws, all that heard anything are
  * brought back to what they held before, the latest first, and the error is thrown on: a `STATE` error naming both
- * failures if one of them can't even be brought back.
+ * failures if one of them can't even be brought back. `restore` is called before that, to put back what they may look
+ * at.
  */
-export function announce<S extends { readonly index: number }>(announcements: readonly Announcement<S>[]): void {
+export function announce<S extends { readonly index: number }>(
+  announcements: readonly Announcement<S>[],
+  restore: () => void,
+): void {
   const deliveries = announcements.map((announcement) => new Delivery(announcement));
   try {
     for (const delivery of deliveries) delivery.begin();
@@ -69,6 +74,7 @@ export function announce<S extends { readonly index: number }>(announcements: re
     for (const delivery of deliveries) delivery.tell((type) => type !== 'delete');
     for (const delivery of deliveries) delivery.commit();
   } catch (error) {
+    restore();
     const failures: unknown[] = [];
     for (const delivery of deliveries.toReversed()) {
       try {

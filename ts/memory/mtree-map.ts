@@ -86,7 +86,6 @@ class Identity {
   readonly #targets = new Map<string, MtreeNode[]>();
   /** Every other line of the primary trees, by name. */
   readonly #others = new Map<string, MtreeNode[]>();
-
   /** Blocks without a line of their own: regions that are disabled. */
   readonly #disabled = new Set<string>();
 

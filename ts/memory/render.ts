@@ -139,30 +139,32 @@ function fragments(root: MemoryRegion, windows: readonly Window[], work: RenderW
     pending.push({ region, base, start, end, readonly, nonvolatile, own: false });
   };
   offer(root, root.address, { start: 0, end: addressSpaceEnd, readonly: false, nonvolatile: false });
+  const show = ({ region, base, start, end, readonly, nonvolatile }: Visit) => {
+    const rank = found.length;
+    for (let index = firstEndingAfter(windows, start, work); index < windows.length; index++) {
+      const window = windows[index]!;
+      if (window.start >= end) break;
+      const [from, to] = [higher(start, window.start), lower(end, window.end)];
+      found.push({ start: from, end: to, rank, region, base, readonly, nonvolatile });
+    }
+  };
   for (let visit = pending.pop(); visit !== undefined; visit = pending.pop()) {
-    const { region, base, start, end, readonly, nonvolatile } = visit;
     if (visit.own) {
-      const rank = found.length;
-      for (let index = firstEndingAfter(windows, start, work); index < windows.length; index++) {
-        const window = windows[index]!;
-        if (window.start >= end) break;
-        const [from, to] = [higher(start, window.start), lower(end, window.end)];
-        found.push({ start: from, end: to, rank, region, base, readonly, nonvolatile });
-      }
+      show(visit);
       continue;
     }
     work.regionVisits++;
-    if (region.target !== undefined) {
-      offer(region.target, subtract(base, region.targetOffset), visit);
-      continue;
-    }
-    // The stack turns the order round: the region's own content is looked at after all its children.
-    if (region.kind !== 'container') pending.push({ ...visit, own: true });
+    const { region, base } = visit;
     const { children } = region;
-    for (let index = children.length - 1; index >= 0; index--) {
-      const child = children[index]!;
-      offer(child, add(base, child.address), visit);
-    }
+    if (region.target !== undefined) offer(region.target, subtract(base, region.targetOffset), visit);
+    else if (children.length > 0) {
+      // The stack turns the order round: the region's own content is looked at after all its children.
+      if (region.kind !== 'container') pending.push({ ...visit, own: true });
+      for (let index = children.length - 1; index >= 0; index--) {
+        const child = children[index]!;
+        offer(child, add(base, child.address), visit);
+      }
+    } else if (region.kind !== 'container') show(visit);
   }
   return found;
 }

@@ -14,8 +14,11 @@ export abstract class Transactions {
   #publishing = false;
   #regions = 0;
 
-  /** Makes the edited tree visible, or throws having made nothing visible. */
-  protected abstract publish(): void;
+  /**
+   * Makes the edited tree visible, or throws having made nothing visible. Once it is clear that it will throw, it calls
+   * `undo` to have the tree as it was before it tells anyone that nothing has happened.
+   */
+  protected abstract publish(undo: () => void): void;
   /** Forgets which addresses were edited: the tree is again what it was at the last publication. */
   protected abstract discard(): void;
 
@@ -56,6 +59,11 @@ export abstract class Transactions {
     return result;
   }
 
+  /** Whether a transaction is open. */
+  get inTransaction(): boolean {
+    return this.#depth > 0;
+  }
+
   /** Opens a transaction that a matching {@link commit} ends. Throws `STATE` during a commit. */
   begin(): void {
     if (this.#publishing) {
@@ -78,7 +86,7 @@ export abstract class Transactions {
     if (this.#depth > 0) return;
     this.#publishing = true;
     try {
-      this.publish();
+      this.publish(() => this.#rewind(0));
     } catch (error) {
       this.#rewind(0);
       this.discard();

@@ -8,14 +8,13 @@ import { MemoryRegion } from '../memory/region.js';
 import { Player } from './player.js';
 import type { Recording } from './recording.js';
 import { Reshaper, reshapedBytes } from './reshaper.js';
-import { freeAddress, stableRanges } from './stable-ranges.js';
-import { placeWatchGuest, readWatchCounters, type WatchedWord, watchBlockBytes, writeWord } from './watch-guest.js';
+import { freeAddress, stableWords } from './stable-ranges.js';
+import { placeWatchGuest, readWatchCounters, watchBlockBytes } from './watch-guest.js';
 
 const mebibyte = 0x100000;
 /** Guest code lives at a place that nothing else uses; this one is free in most PCs. */
 const usualCodeAddress = 0x70000000;
-/** Watched words per stable range of the recording, and at most in all. */
-const wordsPerRange = 8;
+/** Watched words at most. */
 const mostWords = 48;
 /** How many rounds each guest goes between modes, so that the last garbage of one isn't counted in the next. */
 const settlingRounds = 3;
@@ -81,28 +80,11 @@ export class Experiment {
     this.#reshaper = new Reshaper(machine, reshapedAddress);
     const code = MemoryRegion.ram(machine.map, 'guest code', codeBytes, { memory: this.#code });
     machine.transaction(() => machine.system.add(code, codeAddress));
-    const watched = [...this.#reshaper.watched(), ...this.#watchedOf(recording)].slice(0, mostWords);
+    const watched = [...this.#reshaper.watched(), ...stableWords(recording, this.player.memories)].slice(0, mostWords);
     this.#programs = Array.from({ length: vcpus }, (_, index) => {
       const offset = index * watchBlockBytes;
       return placeWatchGuest(this.#code, offset, codeAddress + offset, watched);
     });
-  }
-
-  /** Words at both ends of each stable range, and in between; written into the memory behind them. */
-  #watchedOf(recording: Recording): WatchedWord[] {
-    const result: WatchedWord[] = [];
-    for (const stable of stableRanges(recording)) {
-      for (let index = 0; index < wordsPerRange; index++) {
-        const last = stable.size - 4;
-        const inside = Math.floor(((last / (wordsPerRange - 1)) * index) / 4) * 4;
-        const gpa = stable.gpa + inside;
-        if (gpa === 0 || gpa >= 2 ** 32) continue;
-        const value = (0x5a000000 + (gpa >>> 4)) >>> 0;
-        writeWord(this.player.memories[stable.memory]!, stable.offset + inside, value);
-        result.push({ gpa, value });
-      }
-    }
-    return result;
   }
 
   /** For the machine's `onCommit`. */

@@ -1,3 +1,4 @@
+import { MemorySlotsError } from '../core/errors.js';
 import type { HostMemory } from '../kvm/backend.js';
 import type { Machine } from '../kvm/machine.js';
 import { MemoryRegion } from '../memory/region.js';
@@ -7,18 +8,21 @@ import type { RecordedRange, RecordedStep, Recording } from './recording.js';
 const logDirty = 1;
 const readonly = 2;
 
+/** What a recording needs of a machine: Machine, or one put together for a browser. */
+export type ReplayMachine = Pick<Machine, 'map' | 'system' | 'smm' | 'allocate' | 'transaction'>;
+
 /** Plays a recording on a machine: each step is one transaction of its memory map. Owner thread only. */
 export class Player {
   readonly recording: Recording;
   readonly memories: readonly HostMemory[];
   /** Ranges of address spaces that the machine doesn't have: not played, and counted here. */
   skipped = 0;
-  readonly #machine: Machine;
+  readonly #machine: ReplayMachine;
   #regions: ReadonlyMap<RecordedRange, MemoryRegion> = new Map();
   #next = 0;
 
   /** Allocates the memory that the recording needs. Throws `CAPACITY` if the backend hasn't got that much. */
-  constructor(machine: Machine, recording: Recording) {
+  constructor(machine: ReplayMachine, recording: Recording) {
     this.#machine = machine;
     this.recording = recording;
     this.memories = recording.memories.map(({ size }) => machine.allocate(size));
@@ -40,6 +44,7 @@ export class Player {
    */
   step(): void {
     const { steps } = this.recording;
+    if (steps.length === 0) throw new MemorySlotsError('INVALID', 'the recording has no transactions to play');
     if (this.#next === steps.length) {
       this.#play({ deletes: [...this.#regions.keys()], adds: steps[0]?.adds ?? [], relogged: new Map() });
       this.#next = 1;

@@ -1,6 +1,6 @@
 import type { HostMemory } from '../kvm/backend.js';
-import type { Machine } from '../kvm/machine.js';
 import { MemoryRegion } from '../memory/region.js';
+import type { ReplayMachine } from './player.js';
 import { type WatchedWord, writeWord } from './watch-guest.js';
 
 const mebibyte = 0x100000;
@@ -11,6 +11,10 @@ const smallBytes = 16 * mebibyte;
 const holeOffset = 4 * mebibyte;
 const flipOffset = 8 * mebibyte;
 const pieceBytes = 2 * mebibyte;
+
+/** What can be done to the RAM, in the order in which {@link Reshaper.step} does it. */
+export const reshapes = ['grow', 'split', 'protect', 'shrink', 'merge', 'unprotect'] as const;
+export type Reshape = (typeof reshapes)[number];
 
 /** Offsets of watched words: in memory that no change takes away, at the edges of what changes. */
 const watchedOffsets = [
@@ -28,7 +32,7 @@ const watchedOffsets = [
  * a part of it made read-only and writable again. One change a step, each a transaction, round and round.
  */
 export class Reshaper {
-  readonly #machine: Machine;
+  readonly #machine: ReplayMachine;
   readonly #gpa: number;
   readonly #memory: HostMemory;
   readonly #ram: MemoryRegion;
@@ -37,7 +41,7 @@ export class Reshaper {
   #next = 0;
 
   /** Maps the RAM at `gpa`. */
-  constructor(machine: Machine, gpa: number) {
+  constructor(machine: ReplayMachine, gpa: number) {
     const { map, system } = machine;
     this.#machine = machine;
     this.#gpa = gpa;
@@ -68,15 +72,20 @@ export class Reshaper {
 
   /** Makes the next change. */
   step(): void {
-    const changes: readonly (() => void)[] = [
-      () => this.#ram.setSize(reshapedBytes),
-      () => this.#hole.setEnabled(true),
-      () => this.#flip.setEnabled(true),
-      () => this.#ram.setSize(smallBytes),
-      () => this.#hole.setEnabled(false),
-      () => this.#flip.setEnabled(false),
-    ];
-    this.#machine.transaction(changes[this.#next]!);
-    this.#next = (this.#next + 1) % changes.length;
+    this.make(reshapes[this.#next]!);
+    this.#next = (this.#next + 1) % reshapes.length;
+  }
+
+  /** Makes a change, whichever came before; one that is made already changes nothing. */
+  make(reshape: Reshape): void {
+    const changes: Record<Reshape, () => void> = {
+      grow: () => this.#ram.setSize(reshapedBytes),
+      split: () => this.#hole.setEnabled(true),
+      protect: () => this.#flip.setEnabled(true),
+      shrink: () => this.#ram.setSize(smallBytes),
+      merge: () => this.#hole.setEnabled(false),
+      unprotect: () => this.#flip.setEnabled(false),
+    };
+    this.#machine.transaction(changes[reshape]);
   }
 }

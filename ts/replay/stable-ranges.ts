@@ -1,4 +1,9 @@
+import type { HostMemory } from '../kvm/backend.js';
 import type { RecordedRange, Recording } from './recording.js';
+import { type WatchedWord, writeWord } from './watch-guest.js';
+
+/** Watched words per stable range. */
+const wordsPerRange = 8;
 
 /** A range whose host memory and flags are the same after every step of a recording, from its first on. */
 export type StableRange = Omit<RecordedRange, 'addressSpace'>;
@@ -31,6 +36,26 @@ function intersect(a: readonly StableRange[], b: readonly StableRange[]): Stable
     }
     if (left.gpa + left.size < right.gpa + right.size) i++;
     else j++;
+  }
+  return result;
+}
+
+/**
+ * Words that guests may expect at any time of the recording: at both ends of each stable range, and in between. Writes
+ * them into `memories`, which are those of its player.
+ */
+export function stableWords(recording: Recording, memories: readonly HostMemory[]): WatchedWord[] {
+  const result: WatchedWord[] = [];
+  for (const stable of stableRanges(recording)) {
+    for (let index = 0; index < wordsPerRange; index++) {
+      const last = stable.size - 4;
+      const inside = Math.floor(((last / (wordsPerRange - 1)) * index) / 4) * 4;
+      const gpa = stable.gpa + inside;
+      if (gpa === 0 || gpa >= 2 ** 32) continue;
+      const value = (0x5a000000 + (gpa >>> 4)) >>> 0;
+      writeWord(memories[stable.memory]!, stable.offset + inside, value);
+      result.push({ gpa, value });
+    }
   }
   return result;
 }

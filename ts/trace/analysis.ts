@@ -18,7 +18,8 @@ export interface Hole {
   readonly inhibited: boolean;
   /** MMIO exits logged while it was open, wherever they went. */
   readonly exits: number;
-  /** The call that deleted the memory, and the one that brought it back. */
+  /** The slot that the memory was in, the call that deleted it, and the one that brought the memory back. */
+  readonly was: SlotUpdate;
   readonly deleted: SlotUpdate;
   readonly created: SlotUpdate;
 }
@@ -88,7 +89,8 @@ export interface EngineEstimator {
    * changed is in both lists. Each is in address order.
    */
   transaction(vm: string, addressSpace: number, deletes: readonly Slot[], creates: readonly Slot[]): void;
-  result(): EngineEstimate;
+  /** Null if the log made no sense to it. */
+  result(): EngineEstimate | null;
 }
 
 /** Follows an analysis as it goes, where lists with a limit won't do. */

@@ -1,7 +1,7 @@
 import type { Analysis, AnalysisObserver, EngineEstimator, Hole, TransactionSummary } from './analysis.js';
 import type { Slot, SlotUpdate, TraceEvent } from './event.js';
 import { duration, exposure, Findings } from './findings.js';
-import { Missing } from './missing.js';
+import { type Gone, Missing } from './missing.js';
 import type { Trace } from './reader.js';
 import { Snapshots } from './snapshots.js';
 import { Grouper, type Step } from './transactions.js';
@@ -24,22 +24,17 @@ export interface AnalyzeOptions {
 /** How many slots to list per transaction. */
 const mostListed = 64;
 
-/** The present transaction's summary, as it grows. */
+/** The present transaction's summary, as it grows: one object for all, of which copies are listed. */
 type Open = { -readonly [Key in keyof TransactionSummary]: TransactionSummary[Key] } & {
   readonly deleted: Slot[];
   readonly created: Slot[];
 };
 
-interface Deleted {
-  readonly slot: SlotUpdate;
-  readonly by: SlotUpdate;
-}
-
-/** What one address space of one VM lost in its last two transactions, by host address. */
+/** What one address space of one VM lost in its last two transactions: the first {@link mostListed} of each. */
 interface Lost {
   transaction: number;
-  now: Map<number, Deleted>;
-  before: Map<number, Deleted>;
+  now: Gone[];
+  before: Gone[];
 }
 
 /** Totals of one VM. */
@@ -68,8 +63,10 @@ export class Analyzer {
   readonly #missing = new Missing();
   readonly #totals = new Map<string, Totals>();
   /** What the present transaction touched, by slot id: as it was before and is now. For the engine only. */
-  readonly #touched = new Map<number, { before: SlotUpdate | undefined; after: SlotUpdate | undefined }>();
-  #open: Open | undefined;
+  #touched = new Map<number, { before: SlotUpdate | undefined; after: SlotUpdate | undefined }>();
+  readonly #open: Open = noTransaction();
+  /** Whether anyone wants to know about each transaction. */
+  #listing = true;
   #updates = 0;
   #failures = 0;
   #exits = 0;
@@ -80,7 +77,7 @@ export class Analyzer {
     this.#options = options;
     this.#limit = options.limit ?? 10_000;
     this.#findings = new Findings(this.#limit);
-    this.#holes = new Worst(this.#limit, (a, b) => exposure(b) - exposure(a) || a.deleted.line - b.deleted.line);
+    this.#holes = new Worst(this.#limit);
   }
 
   push(event: TraceEvent): void {
@@ -131,6 +128,7 @@ export class Analyzer {
       for (const slot of layout) this.#options.observer?.slot(slot, undefined);
     }
     const holes = this.#holes.list();
+    for (const hole of holes) findings.hole(hole);
     return {
       format: trace.format ?? null,
       counts,
@@ -145,8 +143,8 @@ export class Analyzer {
       snapshots: this.#snapshots.count,
       holes,
       totalHoles: this.#holes.total,
-      findings: findings.list(holes),
-      totalFindings: findings.total + this.#holes.total,
+      findings: findings.list(),
+      totalFindings: findings.total + this.#holes.total - holes.length,
       timeline: this.#timeline,
       start: findings.start,
       engine: this.#options.engine?.result() ?? null,
@@ -157,8 +155,8 @@ export class Analyzer {
     const { update, before } = step;
     this.#updates++;
     this.#findings.start ??= update.time ?? null;
-    let open = this.#open;
-    if (open === undefined || open.transaction !== step.transaction) open = this.#openTransaction(step);
+    const open = this.#open;
+    if (open.transaction !== step.transaction) this.#openTransaction(step);
     open.endTime = update.time ?? null;
     const totals = this.#totalsOf(update.vm);
     if (step.contradiction && totals.contradictions++ === 0) totals.firstContradiction = update.line;
@@ -203,17 +201,19 @@ export class Analyzer {
   }
 
   #deleted(slot: SlotUpdate, by: SlotUpdate, open: Open, totals: Totals): void {
-    if (open.deleted.length < mostListed) open.deleted.push(slot);
+    if (this.#listing && open.deleted.length < mostListed) open.deleted.push(slot);
     open.bytesTornDown += slot.size;
     totals.tornDown += slot.size;
     const window = this.#inWindow ? this.#windows : 0;
-    this.#missing.add({ gpa: slot.gpa, end: slot.gpa + slot.size, slot, by, exits: this.#exits, window });
-    this.#lostOf(totals, slot.addressSpace, open.transaction).now.set(slot.hostAddress, { slot, by });
+    const gone: Gone = { gpa: slot.gpa, end: slot.gpa + slot.size, slot, by, exits: this.#exits, window };
+    this.#missing.add(gone);
+    const { now } = this.#lostOf(totals, slot.addressSpace, open.transaction);
+    if (now.length < mostListed) now.push(gone);
   }
 
   #created({ update, before, change }: Step, open: Open, totals: Totals): void {
-    const { addressSpace, gpa, size, hostAddress } = update;
-    if (open.created.length < mostListed) open.created.push(update);
+    const { addressSpace, gpa, size } = update;
+    if (this.#listing && open.created.length < mostListed) open.created.push(update);
     if (change === 'create') {
       const id = addressSpace * 0x10000 + update.slot;
       if (before !== undefined || totals.ids.has(id)) {
@@ -221,54 +221,51 @@ export class Analyzer {
         totals.recreated++;
       } else totals.ids.add(id);
     }
-    for (const gone of this.#missing.take(gpa, gpa + size)) {
-      const { slot, by } = gone;
-      const hole: Hole = {
-        transaction: open.transaction,
-        vm: update.vm,
-        addressSpace,
-        gpa: gone.gpa,
-        size: gone.end - gone.gpa,
-        micros: duration(by, update),
-        reshape: hostAddress - gpa === slot.hostAddress - slot.gpa && update.flags === slot.flags,
-        inhibited: gone.window !== 0 && gone.window === this.#windows && this.#inWindow,
-        exits: this.#exits - gone.exits,
-        deleted: by,
-        created: update,
-      };
-      open.holes++;
-      if (hole.reshape) totals.remapped += hole.size;
-      this.#holes.add(hole);
-      this.#options.observer?.hole(hole);
-    }
+    for (const gone of this.#missing.take(gpa, gpa + size)) this.#hole(gone, update, open, totals);
     if (change === 'create') this.#findSplit(update, open, totals);
+  }
+
+  #hole(gone: Gone, created: SlotUpdate, open: Open, totals: Totals): void {
+    const { slot: was, by: deleted, gpa } = gone;
+    const size = gone.end - gpa;
+    const reshape = created.hostAddress - created.gpa === was.hostAddress - was.gpa && created.flags === was.flags;
+    const inhibited = this.#inWindow && gone.window === this.#windows;
+    const exits = this.#exits - gone.exits;
+    const micros = duration(deleted, created);
+    const make = (): Hole => {
+      const { transaction } = open;
+      const { vm, addressSpace } = created;
+      return { transaction, vm, addressSpace, gpa, size, micros, reshape, inhibited, exits, was, deleted, created };
+    };
+    open.holes++;
+    if (reshape) totals.remapped += size;
+    const rank = inhibited ? 0 : exits > 0 ? 2 : 1;
+    this.#holes.add(rank, exposure(size, micros), deleted.line, make);
+    this.#options.observer?.hole(make());
   }
 
   /** Whether the memory of a new slot was deleted elsewhere in this transaction, or anywhere in the one before. */
   #findSplit(update: SlotUpdate, open: Open, totals: Totals): void {
     const { now, before } = this.#lostOf(totals, update.addressSpace, open.transaction);
-    const here = now.get(update.hostAddress);
+    const here = takeFrom(now, update);
     if (here !== undefined) {
-      now.delete(update.hostAddress);
       // A log that marks its commits shows that this is one.
-      if (here.slot.size !== update.size || here.slot.gpa === update.gpa || this.#grouper.marked) return;
+      if (here.slot.gpa === update.gpa || this.#grouper.marked) return;
       this.#findings.split(here.slot, here.by, update, open.transaction, true);
       return;
     }
-    const earlier = before.get(update.hostAddress);
-    if (earlier === undefined || earlier.slot.size !== update.size) return;
-    before.delete(update.hostAddress);
-    this.#findings.split(earlier.slot, earlier.by, update, open.transaction, false);
+    const earlier = takeFrom(before, update);
+    if (earlier !== undefined) this.#findings.split(earlier.slot, earlier.by, update, open.transaction, false);
   }
 
   #lostOf(totals: Totals, addressSpace: number, transaction: number): Lost {
     let lost = totals.lost.get(addressSpace);
     if (lost === undefined) {
-      lost = { transaction, now: new Map(), before: new Map() };
+      lost = { transaction, now: [], before: [] };
       totals.lost.set(addressSpace, lost);
     } else if (lost.transaction !== transaction) {
-      lost.before.clear();
-      [lost.now, lost.before] = [lost.before, lost.now];
+      lost.before = lost.now;
+      lost.now = [];
       lost.transaction = transaction;
     }
     return lost;
@@ -294,39 +291,39 @@ export class Analyzer {
     return totals;
   }
 
-  #openTransaction({ update, transaction, slots }: Step): Open {
+  #openTransaction({ update, transaction, slots }: Step): void {
     this.#closeTransaction();
     this.#missing.clear();
-    const time = update.time ?? null;
-    this.#open = {
-      transaction,
-      vm: update.vm,
-      addressSpace: update.addressSpace,
-      line: update.line,
-      time,
-      endTime: time,
-      deletes: 0,
-      creates: 0,
-      moves: 0,
-      flagChanges: 0,
-      unchanged: 0,
-      failures: 0,
-      deleted: [],
-      created: [],
-      bytesTornDown: 0,
-      holes: 0,
-      idsReused: 0,
-      slots,
-    };
-    return this.#open;
+    const open = this.#open;
+    open.transaction = transaction;
+    open.vm = update.vm;
+    open.addressSpace = update.addressSpace;
+    open.line = update.line;
+    open.time = update.time ?? null;
+    open.slots = slots;
+    open.deletes = 0;
+    open.creates = 0;
+    open.moves = 0;
+    open.flagChanges = 0;
+    open.unchanged = 0;
+    open.failures = 0;
+    if (this.#listing) open.deleted.length = open.created.length = 0;
+    open.bytesTornDown = 0;
+    open.holes = 0;
+    open.idsReused = 0;
   }
 
   #closeTransaction(): void {
     const open = this.#open;
-    if (open === undefined) return;
-    if (this.#timeline.length < this.#limit) this.#timeline.push(open);
-    this.#options.observer?.transaction(open);
-    if (this.#options.engine !== undefined) this.#tellEngine(this.#options.engine, open);
+    if (open.transaction < 0) return;
+    const { engine, observer } = this.#options;
+    if (this.#listing) {
+      const summary = { ...open, deleted: [...open.deleted], created: [...open.created] };
+      if (this.#timeline.length < this.#limit) this.#timeline.push(summary);
+      observer?.transaction(summary);
+      this.#listing = observer !== undefined || this.#timeline.length < this.#limit;
+    }
+    if (engine !== undefined) this.#tellEngine(engine, open);
   }
 
   #tellEngine(engine: EngineEstimator, { vm, addressSpace }: Open): void {
@@ -337,10 +334,40 @@ export class Analyzer {
       if (before !== undefined) deletes.push(before);
       if (after !== undefined) creates.push(after);
     }
-    this.#touched.clear();
+    this.#touched = new Map();
+    if (deletes.length === 0 && creates.length === 0) return;
     const byAddress = (a: Slot, b: Slot) => a.gpa - b.gpa;
     engine.transaction(vm, addressSpace, deletes.sort(byAddress), creates.sort(byAddress));
   }
+}
+
+/** Takes out what held the memory of a new slot, all of it. */
+function takeFrom(lost: Gone[], { hostAddress, size }: SlotUpdate): Gone | undefined {
+  const index = lost.findIndex(({ slot }) => slot.hostAddress === hostAddress && slot.size === size);
+  return index < 0 ? undefined : lost.splice(index, 1)[0];
+}
+
+function noTransaction(): Open {
+  return {
+    transaction: -1,
+    vm: '',
+    addressSpace: 0,
+    line: 0,
+    time: null,
+    endTime: null,
+    deletes: 0,
+    creates: 0,
+    moves: 0,
+    flagChanges: 0,
+    unchanged: 0,
+    failures: 0,
+    deleted: [],
+    created: [],
+    bytesTornDown: 0,
+    holes: 0,
+    idsReused: 0,
+    slots: 0,
+  };
 }
 
 function same(a: Slot, b: Slot): boolean {

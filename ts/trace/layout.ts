@@ -22,16 +22,21 @@ export interface Effect {
 
 /** The slots of one virtual machine as its calls so far have left them. */
 export class Layout {
-  readonly #slots = new Map<number, SlotUpdate>();
+  /**
+   * Ids that are free keep their key: a map that is deleted from builds itself anew time and again, and V8 lets each of
+   * its tables keep the next alive, so that half of everything survived until a full collection.
+   */
+  readonly #slots = new Map<number, SlotUpdate | undefined>();
+  #size = 0;
 
   /** The number of slots in use, all address spaces together. */
   get size(): number {
-    return this.#slots.size;
+    return this.#size;
   }
 
   /** The slots in no order, as the calls that made them. */
-  [Symbol.iterator](): Iterator<SlotUpdate> {
-    return this.#slots.values();
+  *[Symbol.iterator](): Generator<SlotUpdate> {
+    for (const slot of this.#slots.values()) if (slot !== undefined) yield slot;
   }
 
   /** The slot of an id, as the call that made it. */
@@ -45,11 +50,17 @@ export class Layout {
     const before = this.#slots.get(key);
     if (update.result !== 0) return { change: 'failed', before, after: before, contradiction: false };
     if (update.size === 0) {
-      this.#slots.delete(key);
+      if (before !== undefined) {
+        this.#slots.set(key, undefined);
+        this.#size--;
+      }
       return { change: 'delete', before, after: undefined, contradiction: before === undefined };
     }
     this.#slots.set(key, update);
-    if (before === undefined) return { change: 'create', before, after: update, contradiction: false };
+    if (before === undefined) {
+      this.#size++;
+      return { change: 'create', before, after: update, contradiction: false };
+    }
     const resized = before.size !== update.size || before.hostAddress !== update.hostAddress;
     const change = resized
       ? 'create'
@@ -63,7 +74,7 @@ export class Layout {
 
   /** All slots in the order of address spaces and addresses. */
   slots(): Slot[] {
-    return Array.from(this.#slots.values(), ({ addressSpace, slot, gpa, size, hostAddress, flags }) => {
+    return Array.from(this, ({ addressSpace, slot, gpa, size, hostAddress, flags }) => {
       return { addressSpace, slot, gpa, size, hostAddress, flags };
     }).sort((a, b) => a.addressSpace - b.addressSpace || a.gpa - b.gpa || a.slot - b.slot);
   }

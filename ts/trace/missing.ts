@@ -45,9 +45,9 @@ export class Missing {
     for (; index < ranges.length; index++) {
       const range = ranges[index]!;
       if (range.gpa >= end) break;
-      taken.push({ ...range, gpa: Math.max(range.gpa, gpa), end: Math.min(range.end, end) });
-      if (range.gpa < gpa) left.push({ ...range, end: gpa });
-      if (range.end > end) left.push({ ...range, gpa: end });
+      taken.push(cut(range, Math.max(range.gpa, gpa), Math.min(range.end, end)));
+      if (range.gpa < gpa) left.push(cut(range, range.gpa, gpa));
+      if (range.end > end) left.push(cut(range, end, range.end));
     }
     if (index > first) ranges.splice(first, index - first, ...left);
     return taken;
@@ -64,4 +64,8 @@ export class Missing {
     }
     return low;
   }
+}
+
+function cut({ slot, by, exits, window }: Gone, gpa: number, end: number): Gone {
+  return { gpa, end, slot, by, exits, window };
 }

@@ -11,7 +11,6 @@ const newline = 10;
 
 /** Lines longer than this, in bytes, are skipped and counted. */
 export const longestLine = 1 << 20;
-const largestPiece = 1 << 18;
 
 /** What was read so far. */
 export interface TraceCounts {
@@ -83,54 +82,72 @@ export class TraceParser {
    */
   push(chunk: Uint8Array): TraceEvent[] {
     const events: TraceEvent[] = [];
-    for (let start = 0; start < chunk.length; start += largestPiece) {
-      this.#push(chunk.subarray(start, start + largestPiece), events);
+    // Buffers of all kinds become plain arrays, so that the compiler sees one kind.
+    const bytes = new Uint8Array(chunk.buffer, chunk.byteOffset, chunk.length);
+    let start = 0;
+    if (this.#held > 0 || this.#skipping) {
+      start = bytes.indexOf(newline) + 1;
+      this.#hold(start === 0 ? bytes : bytes.subarray(0, start));
+      if (start === 0) return events;
+      this.#parseHeld(events);
+    }
+    // Whole lines are read where they are, all but those at the very end, behind which the chunk has no slack.
+    const end = bytes.lastIndexOf(newline, bytes.length - 1 - slack) + 1;
+    if (bytes.length > slack && end > start) {
+      this.#parse(bytes, start, end, events);
+      start = end;
+    }
+    while (start < bytes.length) {
+      const next = bytes.indexOf(newline, start) + 1;
+      this.#hold(bytes.subarray(start, next === 0 ? bytes.length : next));
+      if (next === 0) break;
+      this.#parseHeld(events);
+      start = next;
     }
     return events;
   }
 
-  #push(chunk: Uint8Array, events: TraceEvent[]): void {
-    const held = this.#held;
-    const length = held + chunk.length;
+  /** Keeps the beginning of a line. */
+  #hold(bytes: Uint8Array): void {
+    const length = this.#held + bytes.length;
+    if (this.#skipping || length > longestLine + 1) {
+      this.#skipping = true;
+      this.#held = 0;
+      // The line's end is all that matters now.
+      if (bytes.at(-1) === newline) this.#buffer[this.#held++] = newline;
+      return;
+    }
     if (length + slack > this.#buffer.length) {
       const larger = new Uint8Array(2 ** Math.ceil(Math.log2(length + slack)));
-      larger.set(this.#buffer.subarray(0, held));
+      larger.set(this.#buffer.subarray(0, this.#held));
       this.#buffer = larger;
     }
-    const buffer = this.#buffer;
-    buffer.set(chunk, held);
-    // The buffer may hold newlines of earlier chunks behind `length`.
-    const complete = held + chunk.lastIndexOf(newline) + 1;
-    if (complete > held) {
-      this.#parse(buffer, complete, events);
-      buffer.copyWithin(0, complete, length);
-      this.#hold(length - complete);
-    } else this.#hold(length);
+    this.#buffer.set(bytes, this.#held);
+    this.#held = length;
+  }
+
+  /** Reads the held line, which is complete. */
+  #parseHeld(events: TraceEvent[], note = ''): void {
+    const length = this.#held;
+    this.#held = 0;
+    this.#parse(this.#buffer, 0, length, events, note);
   }
 
   /** The events that only the end of the log completes; a last line without a newline counts as one. */
   end(): TraceEvent[] {
     const events: TraceEvent[] = [];
     if (this.#held > 0 || this.#skipping) {
-      const bytes = new Uint8Array(this.#held + 1 + slack);
-      bytes.set(this.#buffer.subarray(0, this.#held));
-      bytes[this.#held] = newline;
-      this.#parse(bytes, this.#held + 1, events, '; the log ends in the middle of this line');
-      this.#held = 0;
+      this.#hold(Uint8Array.of(newline));
+      this.#parseHeld(events, '; the log ends in the middle of this line');
     }
     const last = this.#parser?.close?.();
     if (last !== undefined) events.push(last);
     return events;
   }
 
-  #hold(length: number): void {
-    this.#skipping ||= length > longestLine;
-    this.#held = this.#skipping ? 0 : length;
-  }
-
-  /** Appends to `events` those of the lines in `bytes` up to `complete`, where a newline stands before. */
-  #parse(bytes: Uint8Array, complete: number, events: TraceEvent[], note = ''): void {
-    let at = 0;
+  /** Appends to `events` those of the lines in `bytes` from `start` up to `complete`, which is behind a newline. */
+  #parse(bytes: Uint8Array, start: number, complete: number, events: TraceEvent[], note = ''): void {
+    let at = start;
     while (at < complete) {
       const line = ++this.#lines;
       if (line === 1 && bytes[0] === 0xef && bytes[1] === 0xbb && bytes[2] === 0xbf) at = 3;
@@ -266,7 +283,15 @@ async function* resume(first: Uint8Array[], rest: AsyncIterator<Uint8Array>): As
   }
 }
 
-async function* decompress(source: AsyncGenerator<Uint8Array>): AsyncGenerator<Uint8Array> {
+/** Small pieces: each is held whole while it is decompressed, to many times its size. */
+async function* slices(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  for await (const chunk of source) {
+    for (let start = 0; start < chunk.length; start += 1 << 14) yield chunk.subarray(start, start + (1 << 14));
+  }
+}
+
+async function* decompress(compressed: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const source = slices(compressed);
   let broken: { error: unknown } | undefined;
   const stream = new ReadableStream<Uint8Array<ArrayBuffer>>({
     async pull(controller) {

@@ -47,8 +47,7 @@ function compare(old: FlatViewSnapshot, now: FlatViewSnapshot, name: string, ind
   const gone = without(old.ranges, now.ranges);
   const added = without(now.ranges, old.ranges);
   if (gone.length === 0 && added.length === 0) return;
-  const text = `snapshot ${index}: ${name}: ${list('gone', gone)}; ${list('new', added)}`;
-  findings.snapshot(now.line, text);
+  findings.snapshot(now.line, () => `snapshot ${index}: ${name}: ${list('gone', gone)}; ${list('new', added)}`);
 }
 
 function without(ranges: readonly FlatRange[], others: readonly FlatRange[]): FlatRange[] {

@@ -1,37 +1,53 @@
-/** Keeps the worst of many items, at most `limit`, and counts all. */
+interface Entry<T> {
+  readonly rank: number;
+  readonly weight: number;
+  readonly line: number;
+  readonly item: T;
+}
+
+/** Positive if `a` is the worse: by rank, then by weight; among equals the earlier line. */
+function compare(a: Omit<Entry<unknown>, 'item'>, b: Omit<Entry<unknown>, 'item'>): number {
+  return a.rank - b.rank || a.weight - b.weight || b.line - a.line;
+}
+
+/**
+ * Keeps the worst of many items, at most `limit`, and counts all. Items are made only when they are to be kept: besides
+ * saving the work, V8 would otherwise learn from the first ones that they live long, and put all into its old space.
+ */
 export class Worst<T> {
   readonly #limit: number;
-  readonly #compare: (a: T, b: T) => number;
-  /** A heap with the least bad item first. */
-  readonly #heap: T[] = [];
+  /** A heap with the least bad entry first. */
+  readonly #heap: Entry<T>[] = [];
   #total = 0;
 
-  /** `compare` is negative if its first argument is the worse. */
-  constructor(limit: number, compare: (a: T, b: T) => number) {
+  constructor(limit: number) {
     this.#limit = limit;
-    this.#compare = compare;
   }
 
-  /** How many items were added. */
+  /** How many items there were. */
   get total(): number {
     return this.#total;
   }
 
-  add(item: T): void {
+  add(rank: number, weight: number, line: number, make: () => T): void {
     this.#total++;
     const heap = this.#heap;
-    if (heap.length < this.#limit) {
-      heap.push(item);
-      this.#up(heap.length - 1);
-    } else if (heap.length > 0 && this.#compare(item, heap[0]!) < 0) {
-      heap[0] = item;
-      this.#down();
+    if (heap.length >= this.#limit) {
+      const least = heap[0]!;
+      const worse = rank - least.rank || weight - least.weight || least.line - line;
+      if (worse > 0) {
+        heap[0] = { rank, weight, line, item: make() };
+        this.#down();
+      }
+      return;
     }
+    heap.push({ rank, weight, line, item: make() });
+    this.#up(heap.length - 1);
   }
 
   /** The kept items, worst first. */
   list(): T[] {
-    return [...this.#heap].sort(this.#compare);
+    return [...this.#heap].sort((a, b) => compare(b, a)).map(({ item }) => item);
   }
 
   #up(from: number): void {
@@ -39,7 +55,7 @@ export class Worst<T> {
     let index = from;
     while (index > 0) {
       const parent = (index - 1) >> 1;
-      if (this.#compare(heap[index]!, heap[parent]!) <= 0) return;
+      if (compare(heap[index]!, heap[parent]!) >= 0) return;
       [heap[index], heap[parent]] = [heap[parent]!, heap[index]!];
       index = parent;
     }
@@ -49,8 +65,8 @@ export class Worst<T> {
     const heap = this.#heap;
     for (let index = 0; ; ) {
       let least = index;
-      for (const child of [2 * index + 1, 2 * index + 2]) {
-        if (child < heap.length && this.#compare(heap[child]!, heap[least]!) > 0) least = child;
+      for (let child = 2 * index + 1; child <= 2 * index + 2; child++) {
+        if (child < heap.length && compare(heap[child]!, heap[least]!) < 0) least = child;
       }
       if (least === index) return;
       [heap[index], heap[least]] = [heap[least]!, heap[index]!];

@@ -1,7 +1,14 @@
 import type { Arena, MemoryRange } from '../core/arena.js';
 import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
-import type { Planner } from './planner.js';
+
+/** Sections that a transaction deletes and adds: arena offsets of two lists of ranges, and their lengths. */
+export interface SectionChanges {
+  readonly deletes: number;
+  readonly deleteCount: number;
+  readonly adds: number;
+  readonly addCount: number;
+}
 
 /**
  * Who answers at a guest-physical address: the flat view of address space 0, published so that vCPU threads can look it
@@ -10,20 +17,27 @@ import type { Planner } from './planner.js';
 export class SectionMap {
   /** Arena offset of the map: what readers in other threads need. */
   readonly offset: number;
+  readonly #arena: Arena;
   readonly #scratch: number;
   readonly #capacity: number;
 
   /** Room for `capacity` ranges, split ones included. */
   constructor(arena: Arena, capacity: number) {
+    this.#arena = arena;
     this.#capacity = capacity;
     this.offset = arena.allocate(arena.wasm.map_size(capacity));
     arena.wasm.map_init(this.offset, capacity);
     this.#scratch = arena.allocate(2 * capacity * arena.layout.range.bytes);
   }
 
-  /** Makes the planner's transaction visible. Owner thread only, inside the window if there is one. */
-  publish(planner: Planner): void {
-    const result = planner.publish(this.offset, this.#scratch, 2 * this.#capacity);
+  /**
+   * Makes a transaction visible: its deleted and added sections, each list ascending, as ranges at arena offsets. Owner
+   * thread only, inside the inhibit window if there is one. Throws `CAPACITY`, and nothing has changed then.
+   */
+  publish({ deletes, deleteCount, adds, addCount }: SectionChanges): void {
+    const { wasm } = this.#arena;
+    const room = 2 * this.#capacity;
+    const result = wasm.map_commit(this.offset, deletes, deleteCount, adds, addCount, this.#scratch, room);
     if (result < 0) {
       const message = `the map of ${this.#capacity} sections can't take this commit: ${errnoName(result)}`;
       throw new MemorySlotsError('CAPACITY', message);

@@ -1,0 +1,4 @@
+import { dirtyStormTests } from './dirty-reshaper.js';
+import { emulated } from './dirty-subjects.js';
+
+dirtyStormTests(emulated);

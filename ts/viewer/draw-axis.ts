@@ -1,0 +1,59 @@
+import type { Viewport } from './axis.js';
+import type { Painter, Palette } from './draw.js';
+import { bytes, hexadecimal } from './words.js';
+
+/** Pixels that a label of an address takes. */
+const labelWidth = 92;
+
+/**
+ * Draws addresses along the top, down to `bottom` as faint lines, and a mark over each stretch that nothing ever used,
+ * which is shown narrower than it is. `y` is the base line of the labels.
+ */
+export function drawAxis(painter: Painter, view: Viewport, y: number, bottom: number, palette: Palette): void {
+  drawBreaks(painter, view, y, bottom, palette);
+  let reached = Number.NEGATIVE_INFINITY;
+  for (const gpa of ticks(view)) {
+    const x = view.x(gpa);
+    if (x < reached || x > view.width - 0.8 * labelWidth) continue;
+    painter.rectangle(x, y + 6, 1, bottom - y - 6, palette.line);
+    painter.text(hexadecimal(gpa), x + 3, y, palette.muted);
+    reached = x + labelWidth;
+  }
+}
+
+/** Stretches in view, ascending; of those that begin within one pixel, one. Positions in pixels. */
+function* stretches(view: Viewport): Iterable<{ stretch: number; from: number; to: number }> {
+  const { axis } = view;
+  for (let stretch = axis.stretch(view.left); stretch < axis.empty.length; ) {
+    const from = Math.max(0, view.x(axis.starts[stretch]!));
+    if (from >= view.width) return;
+    yield { stretch, from, to: Math.min(view.width, view.x(axis.starts[stretch + 1]!)) };
+    stretch = Math.max(stretch + 1, axis.stretch(view.gpa(Math.floor(from) + 1)));
+  }
+}
+
+/** Addresses worth a label, ascending: where stretches begin, and round ones inside wide stretches. */
+function* ticks(view: Viewport): Iterable<number> {
+  const { axis } = view;
+  for (const { stretch, from, to } of stretches(view)) {
+    const [start, end] = [axis.starts[stretch]!, axis.starts[stretch + 1]!];
+    if (start >= view.left) yield start;
+    if (axis.empty[stretch] === 1 || to - from < 2 * labelWidth) continue;
+    const step = 2 ** Math.ceil(Math.log2((view.scale / axis.slopes[stretch]!) * 1.6 * labelWidth));
+    for (let tick = (Math.floor(Math.max(start, view.left) / step) + 1) * step; tick < end; tick += step) {
+      const x = view.x(tick);
+      if (x > to - labelWidth) break;
+      if (x > from + labelWidth) yield tick;
+    }
+  }
+}
+
+function drawBreaks(painter: Painter, view: Viewport, y: number, bottom: number, palette: Palette): void {
+  const { axis } = view;
+  for (const { stretch, from, to } of stretches(view)) {
+    if (axis.empty[stretch] === 0 || to - from < 3) continue;
+    painter.hatch(from, y + 10, to - from, bottom - y - 10, palette.line, 6);
+    const text = `${bytes(axis.starts[stretch + 1]! - axis.starts[stretch]!)} unused`;
+    if (to - from > text.length * 7) painter.text(text, (from + to) / 2, bottom + 12, palette.muted, 'center');
+  }
+}
