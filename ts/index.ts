@@ -2,12 +2,16 @@
  * kvm-memslots: KVM memory slots that are resized, split and merged without a vCPU ever seeing a hole.
  * @packageDocumentation
  */
+export type { Arena, MemoryRange } from './core/arena.js';
 export { type ErrorCode, MemorySlotsError } from './core/errors.js';
 export {
+  type AllocateOptions,
+  type Backend,
   type Capabilities,
   type GuestProgram,
   type GuestStep,
   HostMemory,
+  type VcpuSetup,
   type X86Start,
 } from './kvm/backend.js';
 export { Gate, type GateHandle } from './kvm/gate.js';
@@ -22,8 +26,11 @@ export {
   type Policy,
   pcSplitPoints,
 } from './kvm/planner.js';
+export type { SimulatedOptions } from './kvm/simulated.js';
+export type { ProfileName } from './kvm/simulated-profiles.js';
 export { type CommitRecord, SlotIoctlError } from './kvm/slots-listener.js';
 export type { Vcpu, VcpuCounters, VcpuStop } from './kvm/vcpu-owner.js';
+export type { Address } from './memory/address.js';
 export {
   AddressSpace,
   type ListenerHandle,
@@ -33,6 +40,7 @@ export {
 } from './memory/address-space.js';
 export { type FlatRange, FlatView } from './memory/flat-view.js';
 export type { GuestMemory } from './memory/guest-memory.js';
+export type { ListenerOf, SectionOf } from './memory/listener.js';
 export {
   type BackedOptions,
   MemoryRegion,
@@ -40,4 +48,5 @@ export {
   type RegionKind,
   type RegionOptions,
 } from './memory/region.js';
+export type { Transactions } from './memory/transactions.js';
 export { type SharedMachine, shareMachine } from './replay/live.js';

@@ -17,7 +17,7 @@ import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './plan
 import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
 import { type CommitRecord, Rehearsed, SlotsListener } from './slots-listener.js';
 import { naiveWord } from './vcpu.js';
-import { Vcpu } from './vcpu-owner.js';
+import { cancelledError, Vcpu } from './vcpu-owner.js';
 
 /** How to make a {@link Machine}. */
 export interface MachineOptions {
@@ -229,12 +229,16 @@ export class Machine implements AsyncDisposable {
     });
   }
 
-  /** Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. */
-  async addVcpu(guest: GuestProgram): Promise<Vcpu> {
+  /**
+   * Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. Resolves once its thread has started;
+   * `signal` gives up until then. Throws `CANCELLED`, and `UNSUPPORTED` if the thread can't start.
+   */
+  async addVcpu(guest: GuestProgram, { signal }: { readonly signal?: AbortSignal } = {}): Promise<Vcpu> {
     this.#assertOpen();
     // Taken before the thread has started: another may be added meanwhile.
     let index = 0;
     while (this.#indexes.has(index)) index++;
+    if (signal?.aborted) throw cancelledError(index, signal);
     this.#indexes.add(index);
     const line = this.#freeLines.pop() ?? this.#inhibitor.allocateLine();
     const parts = {
@@ -251,7 +255,7 @@ export class Machine implements AsyncDisposable {
       },
     };
     try {
-      const vcpu = await Vcpu.start(parts, index, line, guest);
+      const vcpu = await Vcpu.start(parts, index, line, guest, signal);
       this.#vcpus.set(index, vcpu);
       return vcpu;
     } catch (error) {

@@ -62,8 +62,14 @@ export interface VcpuParts {
   readonly onGone: (vcpu: Vcpu) => void;
 }
 
+/** What is thrown where `signal` is raised before a vCPU has started. */
+export function cancelledError(index: number, signal: AbortSignal): MemorySlotsError {
+  const message = `vCPU ${index} wasn't added: the caller cancelled; the machine is as it was`;
+  return new MemorySlotsError('CANCELLED', message, { cause: signal.reason });
+}
+
 /** A vCPU as its owner sees it. Made by Machine.addVcpu. Owner thread only. */
-export class Vcpu {
+export class Vcpu implements AsyncDisposable {
   readonly index: number;
   readonly line: number;
   /**
@@ -127,14 +133,20 @@ export class Vcpu {
     });
   }
 
-  /** Creates the vCPU and starts its thread, paused. */
-  static async start(parts: VcpuParts, index: number, line: number, guest: GuestProgram): Promise<Vcpu> {
+  /** Creates the vCPU and starts its thread, paused. `signal` gives up while the thread starts. */
+  static async start(
+    parts: VcpuParts,
+    index: number,
+    line: number,
+    guest: GuestProgram,
+    signal?: AbortSignal,
+  ): Promise<Vcpu> {
     const vcpu = new Vcpu(parts, index, line, guest);
-    await vcpu.#ready();
+    await vcpu.#ready(signal);
     return vcpu;
   }
 
-  async #ready(): Promise<void> {
+  async #ready(signal?: AbortSignal): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<string>((resolve) => {
       timer = setTimeout(resolve, startPatience, `its thread didn't start within ${startPatience} ms`);
@@ -143,10 +155,17 @@ export class Vcpu {
       this.#worker.once('message', () => resolve(undefined));
     });
     const died = this.#gone.then(() => `its thread ended: ${this.error?.message ?? 'no error was given'}`);
-    const problem = await Promise.race([ready, died, late]);
+    let cancel = () => {};
+    const cancelled = new Promise<string>((resolve) => {
+      cancel = () => resolve('the caller cancelled');
+    });
+    signal?.addEventListener('abort', cancel);
+    const problem = await Promise.race([ready, died, late, cancelled]);
+    signal?.removeEventListener('abort', cancel);
     clearTimeout(timer);
     if (problem !== undefined) {
       await this.#worker.terminate();
+      if (signal?.aborted) throw cancelledError(this.index, signal);
       throw new MemorySlotsError('UNSUPPORTED', `vCPU ${this.index} can't run: ${problem}`, { cause: this.error });
     }
   }
@@ -233,6 +252,11 @@ export class Vcpu {
     const timer = setInterval(() => this.#parts.backend.kick(this.index), kickInterval);
     await this.#gone;
     clearInterval(timer);
+  }
+
+  /** The same as {@link end}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.end();
   }
 
   /** Whether the thread can't be inside KVM_RUN any more. */
