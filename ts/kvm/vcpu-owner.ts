@@ -231,6 +231,11 @@ export class Vcpu implements AsyncDisposable {
     };
   }
 
+  /** The kernel's id of the vCPU's thread (as for sched_setaffinity), 0 before it runs and once it has ended. */
+  get thread(): number {
+    return Atomics.load(this.#parts.arena.words, (this.line >>> 2) + lineWords.thread);
+  }
+
   /** Lets the guest run. */
   resume(): void {
     if (!this.#isGone) this.#parts.inhibitor.resume(this.index);
