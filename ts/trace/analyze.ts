@@ -335,6 +335,7 @@ export class Analyzer {
       if (after !== undefined) creates.push(after);
     }
     this.#touched = new Map();
+    if (deletes.length === 0 && creates.length === 0) return;
     const byAddress = (a: Slot, b: Slot) => a.gpa - b.gpa;
     engine.transaction(vm, addressSpace, deletes.sort(byAddress), creates.sort(byAddress));
   }

@@ -9,6 +9,7 @@ export type Mark = (typeof marks)[number];
 /** Number of hues by which memory is told apart; the index after them stands for I/O. */
 export const hues = 8;
 export const ioFill = hues;
+const ioKind = kinds.indexOf('i/o');
 
 /** Ranges to be drawn in one row, by ascending address and free of overlap. */
 export interface Lane {
@@ -34,8 +35,8 @@ export interface Moment {
   /** Rows mapped before and after, by ascending address. */
   readonly before: Uint32Array;
   readonly after: Uint32Array;
-  /** What became of each row that isn't merely kept: index in {@link marks}. */
-  readonly marked: ReadonlyMap<number, number>;
+  /** What became of each row of the timeline's ranges: index in {@link marks}. */
+  readonly marked: Uint8Array;
   readonly lanes: readonly Lane[];
 }
 
@@ -50,15 +51,15 @@ export function momentOf(history: History, space: number, transaction: number): 
   return { ...base, lanes };
 }
 
-function marksOf(timeline: Timeline, space: number, transaction: number): Map<number, number> {
+function marksOf(timeline: Timeline, space: number, transaction: number): Uint8Array {
   const { operations, ranges } = timeline;
-  const marked = new Map<number, number>();
+  const marked = new Uint8Array(ranges.gpa.length);
   for (let row = timeline.firstOperation(transaction); row < timeline.firstOperation(transaction + 1); row++) {
     const [before, after] = [operations.before.at(row), operations.after.at(row)];
     if (before === after) continue;
     const flags = operations.change.at(row) === 3;
-    if (before !== none && ranges.space.at(before) === space) marked.set(before, flags ? 3 : 1);
-    if (after !== none && ranges.space.at(after) === space) marked.set(after, flags ? 3 : 2);
+    if (before !== none && ranges.space.at(before) === space) marked[before] = flags ? 3 : 1;
+    if (after !== none && ranges.space.at(after) === space) marked[after] = flags ? 3 : 2;
   }
   return marked;
 }
@@ -66,34 +67,36 @@ function marksOf(timeline: Timeline, space: number, transaction: number): Map<nu
 type Base = Omit<Moment, 'lanes'>;
 
 function slotLanes(base: Base): Lane[] {
-  const { history, before, after } = base;
+  const { history, marked } = base;
   const { ranges } = history.timeline;
+  const [before, after] = [columnsOf(history, base.before), columnsOf(history, base.after)];
   const label = (row: number) => slotLabel(history.timeline, row);
-  const block = (row: number) => history.blocks.blockOf[row]!;
   const hostLabel = (row: number) => {
-    const offset = ranges.host.at(row) - history.blocks.starts[block(row)]!;
-    return `block ${block(row)} + 0x${offset.toString(16)}`;
+    const block = history.block(row);
+    return `block ${block} + 0x${(ranges.host.at(row) - history.blocks.starts[block]!).toString(16)}`;
   };
   return [
-    laneOf(base, 'flat', 'Guest sees', merged(base), (row) => (ranges.flags.at(row) & READONLY ? 'rom' : 'ram'), false),
-    laneOf(base, 'before', 'Slots before', before, label, true),
-    betweenLane(base, label),
-    laneOf(base, 'after', 'Slots after', after, label, true),
-    laneOf(base, 'host', 'Host memory', after, hostLabel, false),
+    mergedLane(history, after),
+    laneOf('before', 'Slots before', withMarks(before, marked), label),
+    betweenLane(base, before, label),
+    laneOf('after', 'Slots after', withMarks(after, marked), label),
+    laneOf('host', 'Host memory', after, hostLabel),
   ];
 }
 
-function snapshotLanes(base: Base): Lane[] {
-  const { history, before, after } = base;
-  const { timeline } = history;
-  const { ranges, names } = timeline;
+function snapshotLanes({ history, marked, before, after }: Base): Lane[] {
+  const { ranges, names } = history.timeline;
   const name = (row: number) => names[ranges.name.at(row)]!;
-  const withSlot = (rows: Uint32Array) => rows.filter((row) => ranges.id.at(row) !== noSlot);
+  const slotsOf = (rows: Uint32Array) => {
+    const own = rows.filter((row) => ranges.id.at(row) !== noSlot);
+    return withMarks(columnsOf(history, own), marked);
+  };
+  const all = columnsOf(history, after);
   return [
-    laneOf(base, 'regions', 'Regions', after, name, false),
-    laneOf(base, 'flat', 'Flat view', after, (row) => kinds[ranges.kind.at(row)]!, true),
-    laneOf(base, 'before', 'Slots before', withSlot(before), name, true),
-    laneOf(base, 'after', 'Slots after', withSlot(after), name, true),
+    laneOf('regions', 'Regions', all, name),
+    laneOf('flat', 'Flat view', withMarks(all, marked), (row) => kinds[ranges.kind.at(row)]!),
+    laneOf('before', 'Slots before', slotsOf(before), name),
+    laneOf('after', 'Slots after', slotsOf(after), name),
   ];
 }
 
@@ -102,102 +105,119 @@ function slotLabel({ ranges }: Timeline, row: number): string {
   return id === unnumbered ? 'slot' : `${id}`;
 }
 
-/** A stretch of rows shown as one. */
-interface Piece {
-  readonly row: number;
-  readonly start: number;
-  readonly end: number;
-}
+/** The columns of a lane, to be filled. */
+type Columns = Pick<Lane, 'starts' | 'ends' | 'fills' | 'marks' | 'readonly' | 'rows'>;
 
-function laneOf(
-  base: Base,
-  key: Lane['key'],
-  title: string,
-  pieces: Uint32Array | readonly Piece[],
-  label: (row: number) => string,
-  showsMarks: boolean,
-): Lane {
-  const { history, marked } = base;
-  const { ranges } = history.timeline;
-  const rows = pieces instanceof Uint32Array ? pieces : Uint32Array.from(pieces, ({ row }) => row);
-  const starts = new Float64Array(rows.length);
-  const ends = new Float64Array(rows.length);
-  const fills = new Uint8Array(rows.length);
-  const laneMarks = new Uint8Array(rows.length);
-  const readonly = new Uint8Array(rows.length);
-  for (let index = 0; index < rows.length; index++) {
-    const row = rows[index]!;
-    const piece = pieces[index]!;
-    starts[index] = typeof piece === 'number' ? ranges.gpa.at(row) : piece.start;
-    ends[index] = typeof piece === 'number' ? starts[index]! + ranges.size.at(row) : piece.end;
-    fills[index] = fillOf(history, row);
-    laneMarks[index] = showsMarks ? (marked.get(row) ?? 0) : 0;
-    readonly[index] = ranges.flags.at(row) & READONLY ? 1 : 0;
-  }
+function columnsFor(count: number): Columns {
   return {
-    key,
-    title,
-    starts,
-    ends,
-    fills,
-    marks: laneMarks,
-    readonly,
-    rows,
-    label: (index) => (rows[index] === none ? '' : label(rows[index]!)),
+    starts: new Float64Array(count),
+    ends: new Float64Array(count),
+    fills: new Uint8Array(count),
+    marks: new Uint8Array(count),
+    readonly: new Uint8Array(count),
+    rows: new Uint32Array(count),
   };
 }
 
+function columnsOf(history: History, rows: Uint32Array): Columns {
+  const { gpa, size, flags } = history.timeline.ranges;
+  const columns = { ...columnsFor(rows.length), rows };
+  for (let index = 0; index < rows.length; index++) {
+    const row = rows[index]!;
+    columns.starts[index] = gpa.cells[row]!;
+    columns.ends[index] = gpa.cells[row]! + size.cells[row]!;
+    columns.fills[index] = fillOf(history, row);
+    columns.readonly[index] = flags.cells[row]! & READONLY ? 1 : 0;
+  }
+  return columns;
+}
+
+function withMarks(columns: Columns, marked: Uint8Array): Columns {
+  const own = new Uint8Array(columns.rows.length);
+  for (let index = 0; index < own.length; index++) own[index] = marked[columns.rows[index]!]!;
+  return { ...columns, marks: own };
+}
+
+/** Copies a range from one lane to another. */
+function copy(to: Columns, index: number, from: Columns, at: number): void {
+  to.rows[index] = from.rows[at]!;
+  to.starts[index] = from.starts[at]!;
+  to.ends[index] = from.ends[at]!;
+  to.fills[index] = from.fills[at]!;
+  to.readonly[index] = from.readonly[at]!;
+}
+
+function laneOf(key: Lane['key'], title: string, columns: Columns, label: (row: number) => string): Lane {
+  return { ...columns, key, title, label: (index) => label(columns.rows[index]!) };
+}
+
 /** The same hue for the same memory: that of a host block, or of a named region. */
-function fillOf({ timeline, blocks }: History, row: number): number {
-  const { ranges, spaces } = timeline;
-  if (kinds[ranges.kind.at(row)] === 'i/o') return ioFill;
-  return (spaces[ranges.space.at(row)]!.source === 'slots' ? blocks.blockOf[row]! : ranges.name.at(row)) % hues;
+function fillOf(history: History, row: number): number {
+  const { ranges, spaces } = history.timeline;
+  if (ranges.kind.cells[row] === ioKind) return ioFill;
+  const isSlot = spaces[ranges.space.cells[row]!]!.source === 'slots';
+  return (isSlot ? history.block(row) : ranges.name.cells[row]!) % hues;
 }
 
 /** What the guest can tell apart: slots that continue each other, in host memory too and with the same flags, are one. */
-function merged({ history, after }: Base): Piece[] {
-  const { gpa, size, host, flags } = history.timeline.ranges;
-  const pieces: { row: number; start: number; end: number }[] = [];
-  let last: { row: number; start: number; end: number } | undefined;
-  for (const row of after) {
-    const start = gpa.at(row);
+function mergedLane(history: History, slots: Columns): Lane {
+  const { host, flags } = history.timeline.ranges;
+  const columns = columnsFor(slots.rows.length);
+  let count = 0;
+  for (let index = 0; index < slots.rows.length; index++) {
+    const [row, first] = [slots.rows[index]!, columns.rows[count - 1]];
+    const [start, end] = [slots.starts[index]!, slots.ends[index]!];
     const continues =
-      last !== undefined &&
-      last.end === start &&
-      host.at(row) - start === host.at(last.row) - gpa.at(last.row) &&
-      flags.at(row) === flags.at(last.row);
-    if (continues) last!.end = start + size.at(row);
-    else {
-      last = { row, start, end: start + size.at(row) };
-      pieces.push(last);
-    }
+      first !== undefined &&
+      columns.ends[count - 1] === start &&
+      host.cells[row]! - start === host.cells[first]! - columns.starts[count - 1]! &&
+      flags.cells[row] === flags.cells[first];
+    if (continues) columns.ends[count - 1] = end;
+    else copy(columns, count++, slots, index);
   }
-  return pieces;
+  return {
+    key: 'flat',
+    title: 'Guest sees',
+    starts: columns.starts.subarray(0, count),
+    ends: columns.ends.subarray(0, count),
+    fills: columns.fills.subarray(0, count),
+    marks: columns.marks.subarray(0, count),
+    readonly: columns.readonly.subarray(0, count),
+    rows: columns.rows.subarray(0, count),
+    label: (index) => (columns.readonly[index] === 1 ? 'rom' : 'ram'),
+  };
 }
 
 /** The moment after the deletes and before the creates: what stays, and the holes. */
-function betweenLane(base: Base, label: (row: number) => string): Lane {
-  const { history, before, transaction, marked, space } = base;
+function betweenLane(
+  { history, transaction, marked, space }: Base,
+  before: Columns,
+  label: (row: number) => string,
+): Lane {
   const { timeline } = history;
-  const holes = timeline.transactions.space.at(transaction) === space ? timeline.holesOf(transaction) : [];
-  const kept = before.filter((row) => marked.get(row) !== 1);
-  const lane = laneOf(base, 'between', 'In between', kept, label, false);
-  if (holes.length === 0) return lane;
-  const all = [
-    ...Array.from(kept, (row, index) => ({ start: lane.starts[index]!, end: lane.ends[index]!, index, row })),
-    ...disjoint(holes).map(({ start, end }) => ({ start, end, index: -1, row: none })),
-  ].sort((a, b) => a.start - b.start);
-  const byIndex = (value: (index: number) => number) => Uint8Array.from(all, ({ index }) => value(index));
-  const rows = Uint32Array.from(all, ({ row }) => row);
+  const holes = timeline.transactions.space.at(transaction) === space ? disjoint(timeline.holesOf(transaction)) : [];
+  const deleted = marks.indexOf('deleted');
+  const kept = before.rows.reduce((count, row) => count + (marked[row] === deleted ? 0 : 1), 0);
+  const columns = columnsFor(kept + holes.length);
+  let [at, hole] = [0, 0];
+  for (let index = 0; index < columns.rows.length; ) {
+    const next = holes[hole];
+    if (next === undefined || (at < before.rows.length && before.starts[at]! < next.start)) {
+      if (marked[before.rows[at]!] !== deleted) copy(columns, index++, before, at);
+      at++;
+      continue;
+    }
+    hole++;
+    columns.rows[index] = none;
+    columns.starts[index] = next.start;
+    columns.ends[index] = next.end;
+    columns.marks[index++] = marks.indexOf('hole');
+  }
   return {
-    ...lane,
-    starts: Float64Array.from(all, ({ start }) => start),
-    ends: Float64Array.from(all, ({ end }) => end),
-    fills: byIndex((index) => (index < 0 ? 0 : lane.fills[index]!)),
-    marks: byIndex((index) => (index < 0 ? marks.indexOf('hole') : 0)),
-    readonly: byIndex((index) => (index < 0 ? 0 : lane.readonly[index]!)),
-    rows,
-    label: (index) => (rows[index] === none ? 'hole' : label(rows[index]!)),
+    ...columns,
+    key: 'between',
+    title: 'In between',
+    label: (index) => (columns.rows[index] === none ? 'hole' : label(columns.rows[index]!)),
   };
 }
 

@@ -234,7 +234,7 @@ export class RecordingView {
       const slot = ranges.id.at(row) === noSlot ? 'no slot: an access is MMIO' : 'a KVM slot backs it';
       return `${hexadecimal(gpa)}: ${names[ranges.name.at(row)]} + ${hexadecimal(host)} (${extent}); ${slot}`;
     }
-    const block = blocks.blockOf[row]!;
+    const block = this.#history.block(row);
     const backing = `host block ${block} + ${hexadecimal(host - blocks.starts[block]!)}`;
     return `${hexadecimal(gpa)}: slot ${ranges.id.at(row)} (${extent}) + ${hexadecimal(offset)}, ${backing}`;
   }

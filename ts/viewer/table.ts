@@ -62,7 +62,7 @@ export class LayoutTable {
 
   /** What is mapped now, and what the transaction deleted, by address. */
   #rows({ before, after, marked, history }: Moment): number[] {
-    const gone = [...before].filter((row) => marks[marked.get(row) ?? 0] === 'deleted');
+    const gone = [...before].filter((row) => marks[marked[row]!] === 'deleted');
     const { gpa } = history.timeline.ranges;
     return [...after, ...gone].sort((a, b) => gpa.at(a) - gpa.at(b));
   }
@@ -72,12 +72,12 @@ export class LayoutTable {
     const { ranges, names, spaces } = timeline;
     const [gpa, size, host] = [ranges.gpa.at(row), ranges.size.at(row), ranges.host.at(row)];
     const id = ranges.id.at(row);
-    const block = blocks.blockOf[row]!;
+    const block = history.block(row);
     const backing =
       spaces[ranges.space.at(row)]!.source === 'slots'
         ? `block ${block} + ${hexadecimal(host - blocks.starts[block]!)}`
         : `${names[ranges.name.at(row)]} + ${hexadecimal(host)}`;
-    const mark = marks[marked.get(row) ?? 0]!;
+    const mark = marks[marked[row]!]!;
     const place = button(hexadecimal(gpa), () => this.#select(gpa, size), `${hexadecimal(gpa)}: show on the map`);
     place.className = 'address';
     const texts = [

@@ -42,12 +42,12 @@ export function describeRow({ history, marked }: Moment, row: number): [term: st
   pairs.push(['Slot', id === noSlot ? 'none' : id === unnumbered ? 'yes (its id is not in a snapshot)' : `${id}`]);
   const flags = flagNames(ranges.flags.at(row));
   if (spaces[ranges.space.at(row)]!.source === 'slots') {
-    const block = blocks.blockOf[row]!;
+    const block = history.block(row);
     pairs.push(['Host', `block ${block} + ${hex(host - blocks.starts[block]!)} (at ${hex(host)})`]);
     pairs.push(['Flags', flags === '' ? 'none' : flags]);
   }
   pairs.push(['Since', `commit ${ranges.born.at(row) + 1}`]);
-  const mark = marks[marked.get(row) ?? 0]!;
+  const mark = marks[marked[row]!]!;
   if (mark !== 'kept') pairs.push(['Now', mark]);
   return pairs;
 }
