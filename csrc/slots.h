@@ -92,9 +92,9 @@ struct memslots_table {
 
 /* How a batch is searched. All find the same. */
 enum memslots_path {
-	MEMSLOTS_PATH_SCALAR = 0, /* any processor */
-	MEMSLOTS_PATH_AVX2 = 1,   /* native, x86-64 processors that have it */
-	MEMSLOTS_PATH_SIMD128 = 2,/* WASM */
+	MEMSLOTS_PATH_SCALAR = 0,  /* any processor */
+	MEMSLOTS_PATH_AVX2 = 1,    /* native, x86-64 processors that have it */
+	MEMSLOTS_PATH_SIMD128 = 2, /* WASM */
 };
 
 /* ---- tables (slots.c) ---- */

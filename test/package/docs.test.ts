@@ -41,7 +41,7 @@ describe('code in the documentation', () => {
     expect([...new Set(all.map(({ language }) => language))].sort()).toEqual(['js', 'sh', 'text']);
   });
 
-  it.each(all.filter(({ language }) => language === 'js'))('of $at works when pasted', (block, context) => {
+  it.for(all.filter(({ language }) => language === 'js'))('of $at works when pasted', (block, context) => {
     if (block.code.includes("backend: 'kvm'")) needsKvm(context, 'kvm');
     const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', block.code], {
       encoding: 'utf8',
