@@ -5,6 +5,7 @@ CC ?= cc
 TOOL = wasm-build/tool.sh
 EMCC ?= $(TOOL) emscripten emcc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
+STRICT = $(CFLAGS) -Wshadow -Wconversion -Wno-sign-conversion -fsyntax-only
 CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
@@ -24,7 +25,7 @@ DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
 # The compiler for the library whose platform is $*.
 LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 
-.PHONY: help build arm64 pack-files test demo bench verify lint lint-c clean
+.PHONY: help build arm64 pack-files test demo bench verify lint lint-c docs coverage fuzz sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -87,6 +88,10 @@ lint-c:
 		--suppress=missingIncludeSystem --error-exitcode=1 csrc
 	$(TOOL) gcc gcc $(STRICT) $(CORE) csrc/kvm.c
 	$(TOOL) clang clang $(STRICT) $(CORE) csrc/kvm.c
+
+docs: build ## the manual page and the API reference, from the commands' tables and the doc comments
+	node dist/cli.js --man > docs/memslots.1.new && mv docs/memslots.1.new docs/memslots.1
+	node docs/api.mjs
 
 # Counters go to a file as they count, so that a process that is killed loses none.
 coverage/slots.so: $(CORE) csrc/kvm.c $(HEADERS)
