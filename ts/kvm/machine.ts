@@ -12,6 +12,7 @@ import { DirtyLog } from './dirty-log.js';
 import { type GateHandle, gateLineBytes } from './gate.js';
 import { type CommitCanceller, Inhibitor, type InhibitorOptions } from './inhibitor.js';
 import { LinuxBackend } from './linux.js';
+import type { LoggedEvent } from '../trace/format.js';
 import { Plan } from './plan.js';
 import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
 import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
@@ -44,6 +45,8 @@ export interface MachineOptions {
   readonly inhibitor?: InhibitorOptions;
   /** Told after each commit that changed slots, before `transaction` returns. */
   readonly onCommit?: (record: CommitRecord) => void;
+  /** Told of every slot call, commit, window and rollback: see SlotsListenerOptions.onEvent. */
+  readonly onEvent?: (event: LoggedEvent) => void;
 }
 
 /** A memory slot as KVM has it. Bytes. */
@@ -116,6 +119,7 @@ export class Machine implements AsyncDisposable {
           options.onCommit?.(record);
           if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls(), machine: this });
         },
+        ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
       });
       this.map = new MemoryMap();
       this.system = MemoryRegion.container(this.map, 'system', 2n ** 64n);
