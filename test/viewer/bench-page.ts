@@ -1,8 +1,8 @@
 /** Runs in a page of bench.ts: measures the map's drawing, and hands the figures to `report`. */
-import { History } from '../../dist/viewer/history.js';
-import { momentOf } from '../../dist/viewer/lanes.js';
-import { MapView } from '../../dist/viewer/map-view.js';
-import { Timeline } from '../../dist/viewer/timeline.js';
+import { History } from '../../ts/viewer/history.js';
+import { momentOf } from '../../ts/viewer/lanes.js';
+import { MapView } from '../../ts/viewer/map-view.js';
+import { Timeline } from '../../ts/viewer/timeline.js';
 import { bigCommits, bigTrace } from './big.js';
 
 const frames = 300;
