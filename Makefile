@@ -5,6 +5,7 @@ CC ?= cc
 TOOL = wasm-build/tool.sh
 EMCC ?= $(TOOL) emscripten emcc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
+STRICT = $(CFLAGS) -Wshadow -Wconversion -Wno-sign-conversion -fsyntax-only
 CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
@@ -24,7 +25,7 @@ DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
 # The compiler for the library whose platform is $*.
 LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 
-.PHONY: help build arm64 pack-files test demo lint lint-c clean
+.PHONY: help build arm64 pack-files test demo bench verify lint lint-c docs coverage fuzz sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -66,9 +67,20 @@ test: build ## the whole suite, with the native core and with the WASM one
 demo: build ## resize, split and merge a running VM's memory, naively and atomically
 	node dist/cli.js demo
 
+bench: build test/artefacts/rivals.so ## speed against what one would use instead, in minutes; BENCH=--quick: in under two
+	node test/bench/run.mjs $(BENCH)
+
+# What the benchmark compares with, by the same compiler with the same flags. Not part of the package.
+test/artefacts/rivals.so: test/bench/rivals.c test/bench/rival-vm.c test/bench/rivals.h $(CORE) csrc/slots.h
+	@mkdir -p test/artefacts
+	$(CC) $(CFLAGS) -fPIC -shared -fvisibility=hidden -o $@ test/bench/rivals.c test/bench/rival-vm.c $(CORE) -lpthread
+
+verify: ## the locking protocol, proved by a model checker; and that faulty variants of it are found
+	@CC=$(CC) test/model/verify.sh
+
 lint: node_modules/.installed lint-c ## style, types and warnings of the TypeScript and the C
 	npx --no-install biome check .
-	npx --no-install tsc --noEmit -p tsconfig.json
+	npx --no-install tsc --noEmit -p test
 
 lint-c:
 	$(TOOL) clang-format clang-format --dry-run -Werror csrc/*.[ch] test/fuzz/*.[ch]
@@ -76,6 +88,10 @@ lint-c:
 		--suppress=missingIncludeSystem --error-exitcode=1 csrc
 	$(TOOL) gcc gcc $(STRICT) $(CORE) csrc/kvm.c
 	$(TOOL) clang clang $(STRICT) $(CORE) csrc/kvm.c
+
+docs: build ## the manual page and the API reference, from the commands' tables and the doc comments
+	node dist/cli.js --man > docs/memslots.1.new && mv docs/memslots.1.new docs/memslots.1
+	node docs/api.mjs
 
 # Counters go to a file as they count, so that a process that is killed loses none.
 coverage/slots.so: $(CORE) csrc/kvm.c $(HEADERS)

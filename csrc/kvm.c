@@ -20,6 +20,14 @@ struct region2 {
 };
 #define SET_USER_MEMORY_REGION2 _IOW(KVMIO, 0x49, struct region2)
 
+/* struct kvm_dirty_gfn, which came with Linux 5.11. */
+struct dirty_page {
+	uint32_t flags, slot;
+	uint64_t page;
+};
+#define DIRTY_PAGE_DIRTY 1u
+#define DIRTY_PAGE_RESET 2u
+
 int32_t memslots_ioctl(int32_t fd, uint32_t request, uintptr_t argument)
 {
 	int result = ioctl(fd, request, argument);
@@ -110,10 +118,28 @@ int32_t memslots_page_size(void)
 	return (int32_t)sysconf(_SC_PAGESIZE);
 }
 
-int32_t memslots_memory_map(double size, int32_t fd, uint64_t *out)
+int32_t memslots_kvm_ring_collect(uintptr_t ring, uint32_t entries, uint32_t *next, uint32_t *out)
+{
+	struct dirty_page *pages = (struct dirty_page *)ring;
+	uint32_t count;
+
+	for (count = 0; count < entries; count++, (*next)++) {
+		struct dirty_page *page = &pages[*next & (entries - 1)];
+
+		/* The rest of the entry was written before its flags. */
+		if (__atomic_load_n(&page->flags, __ATOMIC_ACQUIRE) != DIRTY_PAGE_DIRTY)
+			break;
+		out[2 * count] = page->slot;
+		out[2 * count + 1] = (uint32_t)page->page;
+		__atomic_store_n(&page->flags, DIRTY_PAGE_RESET, __ATOMIC_RELEASE);
+	}
+	return (int32_t)count;
+}
+
+int32_t memslots_memory_map(double size, int32_t fd, double offset, uint64_t *out)
 {
 	int flags = MAP_SHARED | MAP_NORESERVE | (fd < 0 ? MAP_ANONYMOUS : 0);
-	void *address = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, flags, fd, 0);
+	void *address = mmap(NULL, (size_t)size, PROT_READ | PROT_WRITE, flags, fd, (off_t)offset);
 
 	if (address == MAP_FAILED)
 		return -errno;

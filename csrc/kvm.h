@@ -31,9 +31,15 @@ MEMSLOTS_EXPORT int32_t memslots_thread_id(void);
 /* Bytes of a page of this host. */
 MEMSLOTS_EXPORT int32_t memslots_page_size(void);
 
-/* Maps `size` bytes of zeroed memory, or of file descriptor `fd` from its start if that isn't -1, shared, readable and
- * writable, nothing reserved. The address goes to *out. 0 or -errno. */
-MEMSLOTS_EXPORT int32_t memslots_memory_map(double size, int32_t fd, uint64_t *out);
+/* Takes the dirty pages out of a vCPU's dirty ring at `ring`, which has `entries` entries (a power of two), from entry
+ * *next on, and moves *next past them. Each becomes two words in `out` (room for all entries): slot id with the address
+ * space in the high 16 bits, and page within the slot (slots have fewer than 2^31). KVM takes the entries back, and logs
+ * their pages again, with KVM_RESET_DIRTY_RINGS. One thread. How many there were. */
+MEMSLOTS_EXPORT int32_t memslots_kvm_ring_collect(uintptr_t ring, uint32_t entries, uint32_t *next, uint32_t *out);
+
+/* Maps `size` bytes of zeroed memory, or of file descriptor `fd` from byte `offset` if that isn't -1, shared, readable
+ * and writable, nothing reserved. The address goes to *out. 0 or -errno. */
+MEMSLOTS_EXPORT int32_t memslots_memory_map(double size, int32_t fd, double offset, uint64_t *out);
 
 MEMSLOTS_EXPORT int32_t memslots_memory_unmap(uintptr_t address, double size);
 

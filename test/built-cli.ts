@@ -1,27 +1,10 @@
 import { type ChildProcessByStdio, spawn } from 'node:child_process';
-import { mkdirSync } from 'node:fs';
 import type { Readable, Writable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
-import { build } from 'esbuild';
 
-const folder = fileURLToPath(new URL('./artefacts/cli/', import.meta.url));
-
-/** Bundles the command line into the folder for test artefacts, and returns the path of what to run. */
+/** The path of the command line, which was built before any test ran (build.ts). */
 export async function buildCli(): Promise<string> {
-  mkdirSync(folder, { recursive: true });
-  const name = `cli-${process.pid}`;
-  await build({
-    entryPoints: { [name]: fileURLToPath(new URL('../ts/cli.ts', import.meta.url)) },
-    outdir: folder,
-    outExtension: { '.js': '.mjs' },
-    bundle: true,
-    platform: 'node',
-    target: 'node20',
-    format: 'esm',
-    packages: 'external',
-    logLevel: 'error',
-  });
-  return `${folder}${name}.mjs`;
+  return fileURLToPath(new URL('../dist/cli.js', import.meta.url));
 }
 
 export interface Ended {

@@ -76,6 +76,7 @@ export class SlotsByHand {
       map: this.#map.offset,
       answer: () => {},
       onGone: () => {},
+      drainDirtyRings: () => false,
     };
     const vcpu = await Vcpu.start(parts, this.#vcpus.length, this.inhibitor.allocateLine(), guest);
     this.#vcpus.push(vcpu);

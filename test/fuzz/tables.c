@@ -147,7 +147,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 				gpas[i] = take(&input) * UNIT;
 			for (int i = 0; i < 4; i++)
 				found += holder(&model, gpas[i]) >= 0;
-			CHECK(memslots_find_batch(table, gpas, ids, 4) == found);
+			CHECK(memslots_find_batch(table, gpas, ids, 4, (uint32_t)memslots_best_path()) == found);
 			for (int i = 0; i < 4; i++)
 				CHECK(ids[i] == holder(&model, gpas[i]));
 			break;

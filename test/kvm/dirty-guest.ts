@@ -116,23 +116,24 @@ export function sweepingGuest(
   };
 }
 
-/** A guest of one instruction, which writes `value` (32 bits) at `gpa` and halts. */
-export function oneWriteGuest(machine: Machine, index: number, gpa: number, value: number): GuestProgram {
-  // mov dword [gpa], value; hlt
-  const code = [0xc7, 0x05, ...little(gpa), ...little(value), 0xf4];
+/** A guest of one instruction, which writes `value` (32 bits) at `gpa`, and stops: see {@link stopReason}. */
+export function oneWriteGuest(
+  machine: Machine,
+  index: number,
+  kind: GuestKind,
+  gpa: number,
+  value: number,
+): GuestProgram {
+  // mov dword [gpa], value (in the form that isn't relative to rip); hlt
+  const code = [0xc7, 0x04, 0x25, ...little(gpa), ...little(value), 0xf4];
   return {
-    start: place(machine, index, 'protected', code)!,
+    start: place(machine, index, kind, code)!,
     steps: [{ kind: 'write', gpa, size: 4, value }, { kind: 'halt' }],
   };
 }
 
-/** The first word of each page of `memory`. */
-export function firstWords(memory: HostMemory): Uint32Array {
-  return Uint32Array.from({ length: memory.size / pageBytes }, (_, page) => {
-    const bytes = memory.bytes(page * pageBytes, 4);
-    return new DataView(bytes.buffer, bytes.byteOffset, 4).getUint32(0, true);
-  });
-}
+/** What KVM says of a guest that halts: only a kernel may, and nobody handles the fault. */
+export const stopReason: Record<GuestKind, string> = { protected: 'halt', user: 'shutdown' };
 
 /**
  * What a reader of the dirty log knows of a memory. Whenever pages are taken, every page that holds something else than
@@ -144,27 +145,35 @@ export class DirtyLedger {
   lost = 0;
   /** Pages that were reported. */
   reported = 0;
-  readonly #memory: HostMemory;
+  /** The first word of each page. */
+  readonly #words: readonly DataView[];
   readonly #slack: boolean;
   readonly #late = new Set<number>();
   #known: Uint32Array;
 
   constructor(memory: HostMemory, slack: boolean) {
-    this.#memory = memory;
+    this.#words = Array.from({ length: memory.size / pageBytes }, (_, page) => {
+      const bytes = memory.bytes(page * pageBytes, 4);
+      return new DataView(bytes.buffer, bytes.byteOffset, 4);
+    });
     this.#slack = slack;
-    this.#known = firstWords(memory);
+    this.#known = this.#read();
   }
 
   /** Pages that changed since they were last reported, or may have. */
   get changed(): number {
-    const words = firstWords(this.#memory);
-    return words.reduce((count, word, page) => count + (word === this.#known[page] ? 0 : 1), 0);
+    return this.#read().reduce((count, word, page) => count + (word === this.#known[page] ? 0 : 1), 0);
   }
 
+  #read(): Uint32Array {
+    return Uint32Array.from(this.#words, (word) => word.getUint32(0, true));
+  }
+
+  /** Takes pages, and counts those that were to be among them and aren't. */
   check(take: () => number[]): void {
-    const before = firstWords(this.#memory);
+    const before = this.#read();
     const taken = new Set(take().map((offset) => offset / pageBytes));
-    const after = firstWords(this.#memory);
+    const after = this.#read();
     for (const [page, word] of before.entries()) {
       if (taken.has(page)) {
         this.reported++;
@@ -181,7 +190,7 @@ export class DirtyLedger {
 
   /** Takes all pages as they are: nothing was logged for a while. */
   forget(): void {
-    this.#known = firstWords(this.#memory);
+    this.#known = this.#read();
     this.#late.clear();
   }
 }

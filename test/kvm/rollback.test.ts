@@ -123,7 +123,7 @@ describe('a commit whose sections the look-up map has no room for', () => {
     const arena = createArena(32 << 20);
     const backend = new SimulatedBackend(arena, { callMicroseconds: 0, slots: 64, dirtyLogBytes: 0 });
     const planner = new Planner(arena, arena.wasm, { slots: 64 });
-    const parts = [new Inhibitor(arena), planner, new SectionMap(arena, 2), new DirtyLog(backend)] as const;
+    const parts = [new Inhibitor(arena), planner, new SectionMap(arena, 2), new DirtyLog(backend, planner)] as const;
     const map = new MemoryMap();
     const system = MemoryRegion.container(map, 'system', 2n ** 64n);
     map.addListener(new SlotsListener(arena, backend, ...parts), [new AddressSpace(map, 'memory', system)]);

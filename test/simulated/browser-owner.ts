@@ -17,7 +17,7 @@ async function main(): Promise<object> {
   const slot = { slot: 0, flags: 0, gpa: 0, size: mebibyte, host: backend.allocate(mebibyte).hostAddress };
   backend.kernel.setUserMemoryRegion(slot);
   const line = inhibitor.allocateLine();
-  inhibitor.add(0, line, () => backend.kick(0));
+  inhibitor.add(0, line, { kick: () => backend.kick(0) });
   const data: VcpuWorkerData = {
     arena: arena.handle(),
     setup: backend.createVcpu(0, line, { steps: [{ kind: 'check', gpa: 0x1000, size: 4, expected: 0 }] }),

@@ -226,7 +226,7 @@ describe('all interleavings of a commit', () => {
       const inhibitor = new Inhibitor(kvm.arena);
       const gates = guests.map((_, index) => {
         const line = kvm.arena.allocate(gateLineBytes);
-        inhibitor.add(index, line, () => kvm.backend.kick(index));
+        inhibitor.add(index, line, { kick: () => kvm.backend.kick(index) });
         inhibitor.resume(index);
         return new Gate(kvm.arena, inhibitor.control, line);
       });
@@ -234,7 +234,7 @@ describe('all interleavings of a commit', () => {
         ...kvm,
         guests,
         commit: () => (updates === 'atomic' ? void inhibitor.window(() => shrink(kvm)) : shrink(kvm)),
-        mayRun: (vcpu) => gates[vcpu]!.mayRun(),
+        mayRun: (vcpu) => gates[vcpu]!.startRun(),
       };
     };
     expect(exploreInterleavings(make('atomic')).moments).toEqual([]);

@@ -47,7 +47,7 @@ export const command: Command = {
       limit: options.integer('limit', 10_000, 1, 1e7),
       perfetto: options.string('perfetto'),
     });
-    process.stdout.write(options.has('json') ? `${JSON.stringify(toJson(analysis))}\n` : report(path, analysis));
+    await print(options.has('json') ? json(analysis) : report(path, analysis));
     return 0;
   },
 };
@@ -120,85 +120,92 @@ function progress(): { show(read: number, size: number): void; clear(): void } {
   };
 }
 
-/** The analysis as `--json` prints it. */
-function toJson(analysis: Analysis): object {
-  const { timeline, holes, ...rest } = analysis;
-  return {
-    ...rest,
-    holes: holes.map(({ transaction, addressSpace, gpa, size, micros, reshape, inhibited }) => ({
-      transaction,
-      as: addressSpace,
-      gpa,
-      size,
-      micros,
-      reshape,
-      ...(inhibited ? { inhibited } : {}),
-    })),
-    timeline: timeline.map(({ addressSpace, deleted, created, ...summary }) => ({
-      ...summary,
-      as: addressSpace,
-      deleted: deleted.map(slotJson),
-      created: created.map(slotJson),
-    })),
-  };
+/** Writes pieces of text as fast as they are taken: the lists are long, and all in one would double the memory. */
+async function print(pieces: Iterable<string>): Promise<void> {
+  let text = '';
+  for (const piece of pieces) {
+    text += piece;
+    if (text.length < 1 << 16) continue;
+    if (!process.stdout.write(text)) await new Promise((resolve) => process.stdout.once('drain', resolve));
+    text = '';
+  }
+  process.stdout.write(text);
+}
+
+/** The analysis as `--json` prints it, on one line. */
+function* json({ timeline, holes, findings, ...rest }: Analysis): Generator<string> {
+  yield JSON.stringify(rest).slice(0, -1);
+  yield* jsonList('holes', holes, ({ transaction, addressSpace, gpa, size, micros, reshape, inhibited }) => {
+    return { transaction, as: addressSpace, gpa, size, micros, reshape, ...(inhibited ? { inhibited } : {}) };
+  });
+  yield* jsonList('findings', findings, (finding) => finding);
+  yield* jsonList('timeline', timeline, ({ addressSpace, deleted, created, ...summary }) => {
+    return { ...summary, as: addressSpace, deleted: deleted.map(slotJson), created: created.map(slotJson) };
+  });
+  yield '}\n';
+}
+
+function* jsonList<T>(name: string, items: readonly T[], shape: (item: T) => object): Generator<string> {
+  yield `,"${name}":[`;
+  for (const [index, item] of items.entries()) yield (index === 0 ? '' : ',') + JSON.stringify(shape(item));
+  yield ']';
 }
 
 function slotJson({ slot, flags, gpa, size, hostAddress }: Slot): object {
   return { slot, flags, gpa, size, hostAddress };
 }
 
-function report(path: string, analysis: Analysis): string {
+function* report(path: string, analysis: Analysis): Generator<string> {
   const { counts, vms, updates, transactions, failures, unchanged, maxSlots, engine } = analysis;
-  const lines = [
-    `${path}: ${formats[analysis.format!]}, ${counts.lines} lines${counted(counts)}`,
-    `${many(vms, 'VM')}, ${many(updates, 'slot call')} in ${many(transactions, 'transaction')}: ${failures} failed, ${unchanged} changed nothing; at most ${many(maxSlots, 'slot')} in use`,
-    `${formatSize(analysis.bytesTornDown)} torn down, of which ${formatSize(analysis.bytesRemapped)} came back as the same memory; ${many(analysis.totalHoles, 'hole')}`,
-  ];
-  if (analysis.snapshots > 0) lines.push(many(analysis.snapshots, 'snapshot'));
-  if (analysis.timeline.length > 0)
-    lines.push('', 'Transactions', ...timeline(analysis), ...more(analysis.timeline.length, transactions));
-  lines.push('', analysis.findings.length === 0 ? 'No findings' : 'Findings, worst first');
-  for (const { severity, text } of analysis.findings) lines.push(`  ${coloured(severity)} ${text}`);
-  lines.push(...more(analysis.findings.length, analysis.totalFindings));
-  if (engine !== null) {
-    const { policy, ioctls, windows, bytesTornDown } = engine;
-    lines.push(
-      '',
-      `This engine (${policy}): ${many(ioctls, 'ioctl')}, ${many(windows, 'inhibit window')}, ${formatSize(bytesTornDown)} torn down`,
-    );
+  yield `${path}: ${formats[analysis.format!]}, ${counts.lines} lines${counted(counts)}\n`;
+  yield `${many(vms, 'VM')}, ${many(updates, 'slot call')} in ${many(transactions, 'transaction')}: `;
+  yield `${failures} failed, ${unchanged} changed nothing; at most ${many(maxSlots, 'slot')} in use\n`;
+  yield `${formatSize(analysis.bytesTornDown)} torn down, of which ${formatSize(analysis.bytesRemapped)} came back as the same memory; ${many(analysis.totalHoles, 'hole')}\n`;
+  if (analysis.snapshots > 0) yield `${many(analysis.snapshots, 'snapshot')}\n`;
+  if (analysis.timeline.length > 0) {
+    yield '\nTransactions\n';
+    yield* timeline(analysis);
+    yield more(analysis.timeline.length, transactions);
   }
-  return `${lines.join('\n')}\n`;
+  yield analysis.findings.length === 0 ? '\nNo findings\n' : '\nFindings, worst first\n';
+  for (const { severity, text } of analysis.findings) yield `  ${coloured(severity)} ${text}\n`;
+  yield more(analysis.findings.length, analysis.totalFindings);
+  if (engine === null) return;
+  const { policy, ioctls, windows, bytesTornDown } = engine;
+  yield `\nThis engine (${policy}): ${many(ioctls, 'ioctl')}, ${many(windows, 'inhibit window')}, ${formatSize(bytesTornDown)} torn down\n`;
 }
 
-function timeline({ timeline, start, vms }: Analysis): string[] {
-  const head = [
-    '#',
-    'at',
-    'AS',
-    'deletes',
-    'creates',
-    'moves',
-    'flags',
-    'torn down',
-    'holes',
-    'failed',
-    'ids reused',
-    'slots',
-  ];
-  const rows = timeline.map((row) => [
-    String(row.transaction),
-    row.time === null || start === null ? `line ${row.line}` : formatMicros(Math.max(row.time - start, 0)),
-    vms > 1 ? `${row.vm}, ${row.addressSpace}` : String(row.addressSpace),
-    ...[row.deletes, row.creates, row.moves, row.flagChanges].map(String),
-    formatSize(row.bytesTornDown),
-    ...[row.holes, row.failures, row.idsReused, row.slots].map(String),
-  ]);
-  const widths = head.map((title, column) =>
-    rows.reduce((most, row) => Math.max(most, row[column]!.length), title.length),
-  );
-  const line = (cells: readonly string[]) =>
-    `  ${cells.map((cell, column) => cell.padStart(widths[column]!)).join('  ')}`;
-  return [line(head), ...rows.flatMap((row, index) => [line(row), ...slots(timeline[index]!)])];
+const columns = [
+  ['#', 6],
+  ['at', 10],
+  ['AS', 3],
+  ['deletes', 7],
+  ['creates', 7],
+  ['moves', 5],
+  ['flags', 5],
+  ['torn down', 10],
+  ['holes', 5],
+  ['failed', 6],
+  ['ids reused', 10],
+  ['slots', 5],
+] as const;
+
+function* timeline({ timeline, start, vms }: Analysis): Generator<string> {
+  const line = (cells: readonly string[]) => {
+    return `${cells.map((cell, index) => cell.padStart(columns[index]![1])).join('  ')}\n`;
+  };
+  yield line(columns.map(([title]) => title));
+  for (const row of timeline) {
+    yield line([
+      String(row.transaction),
+      row.time === null || start === null ? `line ${row.line}` : formatMicros(Math.max(row.time - start, 0)),
+      vms > 1 ? `${row.vm}, ${row.addressSpace}` : String(row.addressSpace),
+      ...[row.deletes, row.creates, row.moves, row.flagChanges].map(String),
+      formatSize(row.bytesTornDown),
+      ...[row.holes, row.failures, row.idsReused, row.slots].map(String),
+    ]);
+    yield* slots(row);
+  }
 }
 
 function slots({ deletes, creates, moves, deleted, created }: TransactionSummary): string[] {
@@ -206,7 +213,7 @@ function slots({ deletes, creates, moves, deleted, created }: TransactionSummary
     if (ranges.length === 0) return [];
     const shown = ranges.map(({ slot, gpa, size }) => `${slot} ${formatRange(gpa, size)}`);
     if (total > shown.length) shown.push(`${total - shown.length} more`);
-    return [`      ${word}: ${shown.join(', ')}`];
+    return [`        ${word}: ${shown.join(', ')}\n`];
   };
   return [...list('deleted', deleted, deletes + moves), ...list('created', created, creates + moves)];
 }
@@ -222,8 +229,8 @@ function counted({ foreign, malformed, tooLong, unreadable }: Analysis['counts']
   return shown.length === 0 ? '' : ` (${shown.join(', ')})`;
 }
 
-function more(listed: number, total: number): string[] {
-  return total > listed ? [`  … and ${total - listed} more (--limit lists more)`] : [];
+function more(listed: number, total: number): string {
+  return total > listed ? `  … and ${total - listed} more (--limit lists more)\n` : '';
 }
 
 function many(count: number, word: string): string {

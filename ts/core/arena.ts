@@ -57,6 +57,7 @@ export class Arena {
   readonly words: Int32Array;
   readonly unsigned: Uint32Array;
   readonly octets: Uint8Array;
+  #attached = false;
 
   private constructor(module: WebAssembly.Module, memory: WebAssembly.Memory, stackTop: number) {
     this.module = module;
@@ -97,7 +98,13 @@ export class Arena {
     if (header[0] !== MAGIC || header[1] !== ABI_VERSION) {
       throw new MemorySlotsError('INVALID', 'this memory is not an arena, or one of another version');
     }
+    arena.#attached = true;
     return arena;
+  }
+
+  /** Whether another thread created it: then this one must not allocate. */
+  get isAttached(): boolean {
+    return this.#attached;
   }
 
   /** What another worker needs to attach. Reserves a stack for it. Creating thread only. */

@@ -1,4 +1,5 @@
 import type { GuestMemory } from '../memory/guest-memory.js';
+import type { DirtyRings } from './dirty-rings.js';
 
 /** What a KVM, real or simulated, can do. */
 export interface Capabilities {
@@ -68,6 +69,7 @@ export type ExitReason =
   | 'internal-error'
   | 'memory-fault'
   | 'fail-entry'
+  | 'dirty-ring-full'
   | 'unknown';
 
 /** One exit. The object is reused: what is to outlive the next run must be copied. */
@@ -88,7 +90,7 @@ export interface Exit {
  * One vCPU in the thread that runs it. Made by the backend's worker side from what {@link Backend.createVcpu} gave.
  */
 export interface VcpuRunner {
-  /** Clears immediate_exit with a sequentially consistent store; see Gate.mayRun. */
+  /** Clears immediate_exit with a sequentially consistent store; see Gate.startRun. */
   clearKick(): void;
   /** KVM_RUN: runs the guest until it exits. `interrupted` after a kick. */
   run(): Exit;
@@ -101,6 +103,8 @@ export interface VcpuRunner {
 export interface Backend {
   readonly kind: 'kvm' | 'simulated';
   readonly capabilities: Capabilities;
+  /** Where dirty pages are logged in rings; {@link getDirtyLog} fails then. */
+  readonly dirtyRings?: DirtyRings;
   /**
    * Makes `count` calls of KVM_SET_USER_MEMORY_REGION as the operations at arena offset `operations` say, in order, and
    * stops at the first that fails: its `result` then is a negative errno. The number that succeeded.

@@ -3,6 +3,7 @@ import { formatRange } from '../core/checks.js';
 import { errnoName } from '../core/core.js';
 import { MemorySlotsError } from '../core/errors.js';
 import type { Backend, HostMemory } from './backend.js';
+import type { Planner } from './planner.js';
 
 /** Pages in one chunk of a sparse bitmap. */
 const chunkPages = 1 << 15;
@@ -54,11 +55,14 @@ interface Marked {
  */
 export class DirtyLog {
   readonly #backend: Backend;
+  readonly #slots: Pick<Planner, 'logged'>;
   readonly #pageSize: number;
   readonly #memories: Marked[] = [];
 
-  constructor(backend: Backend) {
+  /** `slots` knows the logged slots that KVM has now. */
+  constructor(backend: Backend, slots: Pick<Planner, 'logged'>) {
     this.#backend = backend;
+    this.#slots = slots;
     this.#pageSize = backend.capabilities.pageSize;
   }
 
@@ -69,10 +73,33 @@ export class DirtyLog {
   }
 
   /**
-   * Moves the bits of logged slots from KVM to here. Exact only while no vCPU runs, as for slots about to go. Throws
-   * `IOCTL`; what was read before that is kept.
+   * Moves what KVM knows of `slots`, or from rings of any slot, to here. Exact only while no vCPU runs, as for slots
+   * about to go. Throws `IOCTL`; what was read before that is kept.
    */
   harvest(slots: Iterable<MemoryRange>): void {
+    if (this.#backend.dirtyRings === undefined) this.#readBitmaps(slots);
+    else this.drain();
+  }
+
+  /**
+   * Moves what the dirty rings say to here. Entries name slots by id, so it must happen before the id of a logged slot
+   * that goes away is used again. Entries of slots that aren't there, or aren't logged, are nobody's. False if that made
+   * no room in a ring that KVM says is full, because the ring was overrun. Throws `IOCTL`.
+   */
+  drain(): boolean {
+    const rings = this.#backend.dirtyRings!;
+    const slots = new Map(this.#slots.logged().map((slot) => [slot.addressSpace * 0x10000 + slot.id, slot]));
+    const count = rings.collect((id, page) => {
+      const slot = slots.get(id);
+      const offset = page * this.#pageSize;
+      if (slot !== undefined && offset < slot.size) this.#markHost(slot.host + offset);
+    });
+    // Entries were lost, and nobody knows which.
+    if (!rings.complete) this.#markWhole(slots.values());
+    return count > 0 || rings.complete;
+  }
+
+  #readBitmaps(slots: Iterable<MemoryRange>): void {
     for (const slot of slots) {
       const pages = slot.size / this.#pageSize;
       const bitmap = new Uint8Array(Math.ceil(pages / 64) * 8);
@@ -89,8 +116,16 @@ export class DirtyLog {
     }
   }
 
-  /** Marks every page of logged slots that came and went while guests ran: nobody knows what they wrote through them. */
-  markWhole(slots: Iterable<MemoryRange>): void {
+  /**
+   * Marks every page of logged slots that came and went while guests ran: what KVM knew of them is gone, or, in rings,
+   * mustn't be taken for the next slot's of the same id.
+   */
+  disown(slots: readonly MemoryRange[]): void {
+    this.#markWhole(slots);
+    if (slots.length > 0 && this.#backend.dirtyRings !== undefined) this.drain();
+  }
+
+  #markWhole(slots: Iterable<MemoryRange>): void {
     for (const { host, size } of slots) {
       for (let offset = 0; offset < size; offset += this.#pageSize) this.#markHost(host + offset);
     }

@@ -1,4 +1,4 @@
-import type { Arena } from '../core/arena.js';
+import { Arena, type ArenaHandle } from '../core/arena.js';
 
 /**
  * Gates keep ioctls and memory-slot updates apart. Each vCPU has one, on a cache line pair of its own; one more is for
@@ -7,7 +7,7 @@ import type { Arena } from '../core/arena.js';
  *     bit 31 shut     an inhibit window is open, or about to be: nobody enters, whoever is inside is to leave
  *     bit 30 closed   this vCPU is to end, for good
  *     bit 29 paused   this vCPU is to stay out until it is resumed
- *     bit 28 awaited  the owner waits for somebody to get in (fairness): entering tells it
+ *     bit 28 awaited  the owner waits for this vCPU to get into KVM_RUN (see Fairness): doing so tells it
  *     bits 0–15       how many are inside: 0 or 1 for a vCPU
  *
  * Two more words make the waiting safe against lost wake-ups, because every wait names the value it last saw:
@@ -22,7 +22,7 @@ export const gateBits = {
   count: 0xffff,
 } as const;
 
-/** Any reason for a vCPU not to be in KVM_RUN. */
+/** Any reason for a vCPU not to be in KVM_RUN. The common gate only ever has the first. */
 const keepOut = gateBits.shut | gateBits.closed | gateBits.paused;
 
 /** Bytes of a gate's line: two cache lines, since processors fetch them in pairs. */
@@ -31,7 +31,7 @@ export const gateLineBytes = 128;
 /** The words of a gate's line, as indices from its start. All are unsigned 32-bit counters unless said otherwise. */
 export const lineWords = {
   gate: 0,
-  /** Times somebody went in: what counts as progress. */
+  /** Times the vCPU went into KVM_RUN: what counts as progress. */
   entries: 1,
   /** {@link VcpuState}. */
   state: 2,
@@ -41,8 +41,8 @@ export const lineWords = {
   mmioExits: 5,
   spuriousExits: 6,
   internalErrors: 7,
-  /** 1 while the vCPU sleeps at its gate. */
-  parked: 8,
+  /** 1 from when the vCPU found its gate shut or paused until it is next in KVM_RUN. */
+  keptOut: 8,
   /** For {@link Mailbox}: 1 while the vCPU waits for the owner to answer an MMIO exit. */
   mailbox: 9,
   /** Counters that a simulated guest keeps, see simulated-vcpu.ts. */
@@ -54,19 +54,40 @@ export const lineWords = {
 } as const;
 
 /** The words of the control line, which all gates share. */
-export const controlWords = { epoch: 0, events: 1, cancel: 2, windows: 3 } as const;
+export const controlWords = {
+  epoch: 0,
+  events: 1,
+  /** Number of the attempt at a window that is to be cancelled; see cancelCommit. */
+  cancel: 2,
+  /** Number of the attempt under way, from 1; 0 when there is none, or its work has begun. */
+  attempt: 3,
+} as const;
+
+/** What another thread needs to go through a gate. Structured-cloneable, for one thread. */
+export interface GateHandle {
+  readonly arena: ArenaHandle;
+  readonly control: number;
+  readonly line: number;
+}
 
 /** A gate as seen by those who go through it: a vCPU's thread, or any thread for the common gate. */
 export class Gate {
   readonly #words: Int32Array;
   readonly #gate: number;
   readonly #control: number;
+  /** Whether this thread has set the word of the same name. */
+  #keptOut = false;
 
   /** `control` and `line` are arena offsets in bytes of the control line and of the gate's own line. */
   constructor(arena: Arena, control: number, line: number) {
     this.#words = arena.words;
     this.#gate = line >>> 2;
     this.#control = control >>> 2;
+  }
+
+  /** The gate of `handle`, in another thread. */
+  static attach(handle: GateHandle): Gate {
+    return new Gate(Arena.attach(handle.arena), handle.control, handle.line);
   }
 
   /**
@@ -76,34 +97,52 @@ export class Gate {
   enter(): boolean {
     const words = this.#words;
     for (;;) {
+      // Before the gate: whoever opens it afterwards bumps the epoch, and the wait below returns at once.
       const epoch = Atomics.load(words, this.#control + controlWords.epoch);
       const word = Atomics.load(words, this.#gate);
       if (word & gateBits.closed) return false;
       if (word & keepOut) {
-        Atomics.store(words, this.#gate + lineWords.parked, 1);
+        this.#keptOut = true;
+        Atomics.store(words, this.#gate + lineWords.keptOut, 1);
         Atomics.wait(words, this.#control + controlWords.epoch, epoch);
-        Atomics.store(words, this.#gate + lineWords.parked, 0);
         continue;
       }
-      if (Atomics.compareExchange(words, this.#gate, word, word + 1) !== word) continue;
-      Atomics.add(words, this.#gate + lineWords.entries, 1);
-      if (word & gateBits.awaited) this.#tellOwner();
-      return true;
+      if (Atomics.compareExchange(words, this.#gate, word, word + 1) === word) return true;
     }
   }
 
   /**
-   * Whether a vCPU that is inside may call KVM_RUN. To be asked *after* immediate_exit was cleared with a sequentially
-   * consistent store: whoever shuts, closes or pauses sets the gate's bit first and immediate_exit second, so a kick
-   * that the clearing wiped out is found here.
+   * Whether a vCPU that is inside may call KVM_RUN, which it then must: it is counted. To be asked *after*
+   * immediate_exit was cleared with a sequentially consistent store: whoever shuts, closes or pauses sets the gate's
+   * bit first and immediate_exit second, so a kick that the clearing wiped out is found here.
    */
-  mayRun(): boolean {
-    return (Atomics.load(this.#words, this.#gate) & keepOut) === 0;
+  startRun(): boolean {
+    const words = this.#words;
+    if (Atomics.load(words, this.#gate) & keepOut) return false;
+    Atomics.add(words, this.#gate + lineWords.entries, 1);
+    if (this.#keptOut) {
+      this.#keptOut = false;
+      Atomics.store(words, this.#gate + lineWords.keptOut, 0);
+    }
+    // Looked at again after counting: the owner asks to be told first, and looks at the count second.
+    if (Atomics.load(words, this.#gate) & gateBits.awaited) this.#tellOwner();
+    return true;
   }
 
   /** Comes out, and tells the owner if it is waiting for that. */
   leave(): void {
     if (Atomics.sub(this.#words, this.#gate, 1) & gateBits.shut) this.#tellOwner();
+  }
+
+  /**
+   * Shuts the gate of a vCPU for good on behalf of a thread that ends, or has ended, in the middle of anything: nobody
+   * is inside any more. Again is harmless.
+   */
+  release(): void {
+    Atomics.store(this.#words, this.#gate + lineWords.thread, 0);
+    Atomics.store(this.#words, this.#gate + lineWords.state, vcpuStates.dead);
+    Atomics.store(this.#words, this.#gate, gateBits.closed);
+    this.#tellOwner();
   }
 
   #tellOwner(): void {

@@ -1,6 +1,7 @@
 import type { Arena } from '../core/arena.js';
 import { MemorySlotsError } from '../core/errors.js';
-import { controlWords, Gate, gateBits, gateLineBytes, lineWords, vcpuStates } from './gate.js';
+import { Fairness, type Progress } from './fairness.js';
+import { controlWords, Gate, gateBits, gateLineBytes } from './gate.js';
 
 /** How an {@link Inhibitor} behaves. */
 export interface InhibitorOptions {
@@ -8,51 +9,85 @@ export interface InhibitorOptions {
   readonly timeout?: number;
   /**
    * A vCPU that has been kept at its gate for longer than this, in milliseconds, is let in once before the next window.
-   * Default 30; Infinity turns the rule off.
+   * Default 30; 0 waits for everybody before every window; Infinity turns the rule off.
    */
   readonly fairnessAge?: number;
 }
 
-/** One vCPU, as its inhibitor sees it. */
-interface Member {
-  readonly line: number;
+/** How to reach one vCPU. */
+export interface Kickable {
+  /** Makes it leave KVM_RUN, or not enter it; any number of times. */
   readonly kick: () => void;
-  entries: number;
-  /** performance.now() when `entries` was last seen to change. */
-  progressAt: number;
+  /** What its thread is at, for an error: as `thread 1234, state S (sleeping), waiting in futex_wait`. */
+  readonly describe?: () => string;
+  /** Whether its thread exists, as far as one can tell. */
+  readonly isAlive?: () => boolean;
 }
 
-/** The longest the fairness rule holds up a window, in milliseconds, whatever the vCPU does. */
-const fairnessPatience = 100;
+/** One vCPU, as its inhibitor sees it. */
+interface Member extends Kickable {
+  readonly progress: Progress;
+}
+
+/** What another thread needs to cancel a commit that waits. Structured-cloneable. */
+export interface CommitCanceller {
+  readonly memory: WebAssembly.Memory;
+  readonly control: number;
+}
+
+/**
+ * Makes the commit that is now waiting for vCPUs to come out give up: its caller gets a `CANCELLED` error, and nothing
+ * has changed. Any thread but the owner, whose event loop stands still in a commit. False if no commit is waiting. Even
+ * when it is true, the commit may have gone ahead: its caller knows.
+ */
+export function cancelCommit({ memory, control }: CommitCanceller): boolean {
+  const words = new Int32Array(memory.buffer);
+  const base = control >>> 2;
+  const attempt = Atomics.load(words, base + controlWords.attempt);
+  if (attempt === 0) return false;
+  Atomics.store(words, base + controlWords.cancel, attempt);
+  Atomics.add(words, base + controlWords.events, 1);
+  Atomics.notify(words, base + controlWords.events);
+  return true;
+}
+
+/** How often, in milliseconds, a wait looks whether a vCPU's thread is still there. */
+const aliveInterval = 100;
 
 /**
  * Keeps vCPUs and other callers of VM ioctls out while memory slots are updated, so that to every vCPU the update
  * happens at one instant. Stands for the holder of QEMU's big lock: only the thread that made it may inhibit, and its own
- * ioctls go through no gate.
+ * ioctls go through no gate. Proved in test/model/inhibitor.pml, which names the functions here.
  *
- * The order of steps, each of which matters (the kick protocol is described at {@link Gate.mayRun}):
- * shut every gate; kick whoever is inside; sleep until all are out; do the work; open every gate; bump the epoch; wake
- * all sleepers at once. Opening gate by gate would let the first to wake preempt the owner in the middle of it.
+ * The order of steps, each of which matters (the kick protocol is described at {@link Gate.startRun}):
+ * shut every gate; kick whoever is inside, once; sleep until all are out; do the work; open every gate; bump the epoch;
+ * wake all sleepers at once. Opening gate by gate would let the first to wake preempt the owner in the middle of it.
  */
 export class Inhibitor {
   readonly common: Gate;
   readonly control: number;
+  readonly commonLine: number;
   readonly #arena: Arena;
   readonly #words: Int32Array;
-  readonly #commonLine: number;
   readonly #members = new Map<number, Member>();
   readonly #timeout: number;
-  readonly #fairnessAge: number;
+  readonly #fairness: Fairness;
   #inside = false;
+  #attempts = 0;
 
+  /** Throws `STATE` on a thread other than the one that created the arena, and `INVALID` for options out of range. */
   constructor(arena: Arena, options: InhibitorOptions = {}) {
+    if (arena.isAttached) {
+      throw new MemorySlotsError('STATE', "only the machine's owner thread may inhibit: this thread attached to it");
+    }
     this.#arena = arena;
     this.#words = arena.words;
-    this.#timeout = options.timeout ?? 5_000;
-    this.#fairnessAge = options.fairnessAge ?? 30;
+    this.#timeout = mustBeMilliseconds('the inhibit timeout', options.timeout ?? 5_000);
     this.control = arena.allocate(gateLineBytes, gateLineBytes);
-    this.#commonLine = arena.allocate(gateLineBytes, gateLineBytes);
-    this.common = new Gate(arena, this.control, this.#commonLine);
+    this.commonLine = arena.allocate(gateLineBytes, gateLineBytes);
+    this.common = new Gate(arena, this.control, this.commonLine);
+    const age = mustBeMilliseconds('the fairness age', options.fairnessAge ?? 30);
+    this.#fairness = new Fairness(this.#words, this.control, age);
   }
 
   /** Whether a window is open now. */
@@ -65,12 +100,12 @@ export class Inhibitor {
     return this.#arena.allocate(gateLineBytes, gateLineBytes);
   }
 
-  /** Puts vCPU `index` under this inhibitor, with its gate paused. `kick` makes it leave KVM_RUN; any number of times. */
-  add(index: number, line: number, kick: () => void): void {
+  /** Puts vCPU `index` under this inhibitor, with its gate paused. */
+  add(index: number, line: number, vcpu: Kickable): void {
     this.#assertOutside('add a vCPU');
     this.#words.fill(0, line >>> 2, (line + gateLineBytes) >>> 2);
     Atomics.store(this.#words, line >>> 2, gateBits.paused);
-    this.#members.set(index, { line, kick, entries: 0, progressAt: performance.now() });
+    this.#members.set(index, { ...vcpu, progress: { line, entries: 0, at: performance.now() } });
   }
 
   /** Takes vCPU `index`, whose thread has ended, out. */
@@ -82,41 +117,31 @@ export class Inhibitor {
   /** Makes vCPU `index` stay out from now on. Returns at once: the vCPU has been kicked, not seen out. */
   pause(index: number): void {
     const member = this.#member(index);
-    Atomics.or(this.#words, member.line >>> 2, gateBits.paused);
+    Atomics.or(this.#words, member.progress.line >>> 2, gateBits.paused);
     member.kick();
   }
 
   resume(index: number): void {
-    Atomics.and(this.#words, this.#member(index).line >>> 2, ~gateBits.paused);
+    Atomics.and(this.#words, this.#member(index).progress.line >>> 2, ~gateBits.paused);
     this.#wakeSleepers();
   }
 
   /** Ends vCPU `index`: its gate never opens again, and its thread comes out of its loop. */
   close(index: number): void {
     const member = this.#member(index);
-    Atomics.or(this.#words, member.line >>> 2, gateBits.closed);
+    Atomics.or(this.#words, member.progress.line >>> 2, gateBits.closed);
     member.kick();
     this.#wakeSleepers();
   }
 
   /** Frees the gate of a vCPU whose thread is gone, wherever it was: nobody is inside any more. */
   release(index: number): void {
-    const { line } = this.#member(index);
-    Atomics.store(this.#words, (line >>> 2) + lineWords.state, vcpuStates.dead);
-    Atomics.store(this.#words, line >>> 2, gateBits.closed);
-  }
-
-  /** Makes a commit that is waiting for vCPUs give up. Any thread may do the same through shared memory. */
-  static cancel(words: Int32Array, control: number): void {
-    const base = control >>> 2;
-    Atomics.store(words, base + controlWords.cancel, 1);
-    Atomics.add(words, base + controlWords.events, 1);
-    Atomics.notify(words, base + controlWords.events);
+    this.#release(this.#member(index));
   }
 
   /**
    * Runs `work` while no vCPU is in KVM_RUN and nobody is inside the common gate. Synchronous: `work` must not wait for
-   * a vCPU. Resolves to what `work` returned and the window's length in microseconds, from shutting the first gate to
+   * a vCPU. Gives what `work` returned and the window's length in microseconds, from shutting the first gate to
    * having opened the last.
    *
    * Throws `STATE` when called from inside a window, `TIMEOUT` if somebody doesn't come out in time, and `CANCELLED`;
@@ -124,21 +149,26 @@ export class Inhibitor {
    */
   window<Result>(work: () => Result): { result: Result; microseconds: number } {
     this.#assertOutside('inhibit');
-    this.#letStarvingIn();
-    const base = this.control >>> 2;
-    Atomics.store(this.#words, base + controlWords.cancel, 0);
-    const start = performance.now();
-    let end = start;
+    const attempt = (this.control >>> 2) + controlWords.attempt;
+    const deadline = performance.now() + this.#timeout;
     this.#inside = true;
+    this.#attempts = (this.#attempts + 1) & 0x7fffffff || 1;
+    Atomics.store(this.#words, attempt, this.#attempts);
+    let start: number;
+    let end: number;
     let result: Result;
     try {
+      this.#fairness.letStarvingIn(this.#progress(), deadline, () => this.#isCancelled());
+      start = performance.now();
       this.#shut();
-      this.#waitForAllOut(start + this.#timeout);
-      Atomics.add(this.#words, base + controlWords.windows, 1);
+      this.#kickInside();
+      this.#waitForAllOut(deadline);
+      Atomics.store(this.#words, attempt, 0);
       result = work();
     } finally {
       for (const line of this.#lines()) Atomics.and(this.#words, line >>> 2, ~gateBits.shut);
       end = performance.now();
+      Atomics.store(this.#words, attempt, 0);
       this.#inside = false;
       this.#wakeSleepers();
     }
@@ -150,8 +180,12 @@ export class Inhibitor {
   }
 
   *#lines(): Iterable<number> {
-    yield this.#commonLine;
-    for (const member of this.#members.values()) yield member.line;
+    yield this.commonLine;
+    for (const { line } of this.#progress()) yield line;
+  }
+
+  *#progress(): Iterable<Progress> {
+    for (const { progress } of this.#members.values()) yield progress;
   }
 
   #wakeSleepers(): void {
@@ -160,78 +194,52 @@ export class Inhibitor {
     Atomics.notify(this.#words, epoch);
   }
 
+  /** Nobody can come in any more, so one kick each is enough. */
+  #kickInside(): void {
+    for (const member of this.#members.values()) if (this.#count(member.progress.line) > 0) member.kick();
+  }
+
   #waitForAllOut(deadline: number): void {
-    const base = this.control >>> 2;
+    const events = (this.control >>> 2) + controlWords.events;
     for (;;) {
-      const events = Atomics.load(this.#words, base + controlWords.events);
-      let inside = this.#count(this.#commonLine);
-      // Kicked before every wait: one kick may have met a vCPU that was between two calls of KVM_RUN.
-      for (const member of this.#members.values()) {
-        if (this.#count(member.line) === 0) continue;
-        inside++;
-        member.kick();
-      }
-      if (inside === 0) return;
-      if (Atomics.load(this.#words, base + controlWords.cancel)) {
+      const seen = Atomics.load(this.#words, events);
+      if (this.#isCancelled()) {
         throw new MemorySlotsError('CANCELLED', 'the commit was cancelled while it waited; nothing was changed');
       }
+      if (![...this.#lines()].some((line) => this.#count(line) > 0)) return;
       const left = deadline - performance.now();
       if (left <= 0) throw this.#timeoutError();
-      Atomics.wait(this.#words, base + controlWords.events, events, left);
+      if (Atomics.wait(this.#words, events, seen, Math.min(left, aliveInterval)) === 'timed-out') this.#releaseDead();
     }
+  }
+
+  /** A thread that was destroyed from outside can't say so, and its owner hears of it only when its event loop turns. */
+  #releaseDead(): void {
+    for (const member of this.#members.values()) {
+      if (this.#count(member.progress.line) > 0 && member.isAlive?.() === false) this.#release(member);
+    }
+  }
+
+  #release(member: Member): void {
+    new Gate(this.#arena, this.control, member.progress.line).release();
   }
 
   #count(line: number): number {
     return Atomics.load(this.#words, line >>> 2) & gateBits.count;
   }
 
+  #isCancelled(): boolean {
+    return Atomics.load(this.#words, (this.control >>> 2) + controlWords.cancel) === this.#attempts;
+  }
+
   #timeoutError(): MemorySlotsError {
-    const stuck = [...this.#members].filter(([, member]) => this.#count(member.line) > 0);
-    const names = stuck.map(
-      ([index, { line }]) => `vCPU ${index} (thread ${this.#words[(line >>> 2) + lineWords.thread]})`,
-    );
-    if (this.#count(this.#commonLine) > 0) names.push('a caller of a VM ioctl');
+    const names = [...this.#members]
+      .filter(([, { progress }]) => this.#count(progress.line) > 0)
+      .map(([index, { describe }]) => `vCPU ${index}${describe === undefined ? '' : ` (${describe()})`}`);
+    const callers = this.#count(this.commonLine);
+    if (callers > 0) names.push(`${callers} ${callers === 1 ? 'caller' : 'callers'} of VM ioctls`);
     const message = `${names.join(', ')} didn't come out within ${this.#timeout} ms`;
     return new MemorySlotsError('TIMEOUT', `${message}; the gates are open again and nothing was changed`);
-  }
-
-  /** The age rule: windows back to back must not keep a vCPU out for ever. */
-  #letStarvingIn(): void {
-    const now = performance.now();
-    for (const member of this.#members.values()) {
-      const base = member.line >>> 2;
-      const entries = Atomics.load(this.#words, base + lineWords.entries);
-      if (entries !== member.entries || !this.#starves(base)) {
-        member.entries = entries;
-        member.progressAt = now;
-      } else if (now - member.progressAt > this.#fairnessAge) {
-        this.#awaitEntry(member, now + fairnessPatience);
-      }
-    }
-  }
-
-  /** Whether a vCPU is at its gate only because of windows. */
-  #starves(base: number): boolean {
-    return (
-      Atomics.load(this.#words, base + lineWords.parked) === 1 &&
-      (Atomics.load(this.#words, base) & (gateBits.paused | gateBits.closed)) === 0
-    );
-  }
-
-  #awaitEntry(member: Member, deadline: number): void {
-    const base = member.line >>> 2;
-    const events = (this.control >>> 2) + controlWords.events;
-    Atomics.or(this.#words, base, gateBits.awaited);
-    for (;;) {
-      const seen = Atomics.load(this.#words, events);
-      const entries = Atomics.load(this.#words, base + lineWords.entries);
-      const left = deadline - performance.now();
-      if (entries !== member.entries || left <= 0) break;
-      Atomics.wait(this.#words, events, seen, left);
-    }
-    Atomics.and(this.#words, base, ~gateBits.awaited);
-    member.entries = Atomics.load(this.#words, base + lineWords.entries);
-    member.progressAt = performance.now();
   }
 
   #member(index: number): Member {
@@ -243,4 +251,9 @@ export class Inhibitor {
   #assertOutside(what: string): void {
     if (this.#inside) throw new MemorySlotsError('STATE', `can't ${what} from inside an inhibit window`);
   }
+}
+
+function mustBeMilliseconds(what: string, value: number): number {
+  if (value >= 0) return value;
+  throw new MemorySlotsError('INVALID', `${what} must be 0 or more milliseconds, not ${value}`);
 }

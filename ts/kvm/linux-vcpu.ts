@@ -22,6 +22,7 @@ const reasons: Readonly<Record<number, ExitReason>> = {
   9: 'fail-entry',
   10: 'interrupted',
   17: 'internal-error',
+  31: 'dirty-ring-full',
   39: 'memory-fault',
 };
 

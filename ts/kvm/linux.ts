@@ -12,6 +12,7 @@ import {
   HostMemory,
   type VcpuSetup,
 } from './backend.js';
+import { LinuxDirtyRings } from './dirty-rings.js';
 import { lineWords } from './gate.js';
 import { slotAlignments } from './simulated-profiles.js';
 import { initialState } from './x86.js';
@@ -27,6 +28,7 @@ const requests = {
   run: 0xae80,
   enableCapability: 0x4068aea3,
   clearDirtyLog: 0xc018aec0,
+  resetDirtyRings: 0xaec7,
   createGuestMemfd: 0xc040aed4,
   setRegisters: 0x4090ae82,
   getSpecialRegisters: 0x8138ae83,
@@ -43,8 +45,13 @@ const extensions = {
   immediateExit: 136,
   manualDirtyLog: 168,
   dirtyRing: 192,
+  /** The same, where processors may reorder stores and user space knows. */
+  dirtyRingOrdered: 223,
   guestMemfdFlags: 244,
 } as const;
+
+/** KVM_DIRTY_LOG_PAGE_OFFSET: where in a vCPU's file its dirty ring is, in pages. */
+const ringPage = 64;
 
 /** KVM_CREATE_GUEST_MEMFD's flags for memory that the VMM maps too: MMAP and INIT_SHARED. */
 const sharedGuestMemfd = 3;
@@ -55,22 +62,22 @@ export interface KvmLibrary {
   ioctl(fd: number, request: number, argument: number): number;
   apply(vm: number, operations: number, count: number): number;
   kick(run: number, thread: number): number;
-  mapMemory(size: number, fd: number): number;
+  mapMemory(size: number, fd: number, offset?: number): number;
   unmapMemory(address: number, size: number): number;
 }
 
 /** Loads the native library and looks up what a KVM host needs. Throws `UNSUPPORTED`. */
 export function loadKvmLibrary(): KvmLibrary {
   const native = loadNativeLibrary();
-  const map = native.function('int32_t memslots_memory_map(double, int32_t, void *)');
+  const map = native.function('int32_t memslots_memory_map(double, int32_t, double, void *)');
   const address = new BigUint64Array(1);
   return {
     native,
     ioctl: native.function('int32_t memslots_ioctl(int32_t, uint32_t, uintptr_t)'),
     apply: native.function('int32_t memslots_kvm_apply(int32_t, uintptr_t, uint32_t)'),
     kick: native.function('int32_t memslots_kvm_kick(uintptr_t, int32_t)'),
-    mapMemory(size, fd) {
-      const result = map(size, fd, address);
+    mapMemory(size, fd, offset = 0) {
+      const result = map(size, fd, offset, address);
       return result < 0 ? result : Number(address[0]);
     },
     unmapMemory: native.function('int32_t memslots_memory_unmap(uintptr_t, double)'),
@@ -126,10 +133,19 @@ interface Vcpu {
   readonly pristine: Uint8Array;
 }
 
+/** How to make a {@link LinuxBackend}. */
+export interface LinuxOptions {
+  /** Default `/dev/kvm`. */
+  readonly path?: string;
+  /** Default `bitmap`; see MachineOptions.dirtyLog. */
+  readonly dirtyLog?: 'bitmap' | 'ring';
+}
+
 /** A virtual machine of the Linux kernel's KVM. Owner thread only, but for `kick`. */
 export class LinuxBackend implements Backend {
   readonly kind = 'kvm';
   readonly capabilities: Capabilities;
+  readonly dirtyRings?: LinuxDirtyRings;
   readonly #arena: Arena;
   readonly #library: KvmLibrary;
   readonly #device: number;
@@ -144,8 +160,8 @@ export class LinuxBackend implements Backend {
   #manualDirtyLog = false;
   #closed = false;
 
-  /** Opens /dev/kvm and creates a VM. Throws `UNSUPPORTED` where that can't be, saying what is missing. */
-  constructor(arena: Arena, path?: string) {
+  /** Opens the device and creates a VM. Throws `UNSUPPORTED` where that can't be, saying what is missing. */
+  constructor(arena: Arena, { path, dirtyLog = 'bitmap' }: LinuxOptions = {}) {
     this.#arena = arena;
     this.#library = loadKvmLibrary();
     this.#base = addressOf(arena);
@@ -163,7 +179,8 @@ export class LinuxBackend implements Backend {
     }
     try {
       this.capabilities = this.#readCapabilities();
-      this.#manualDirtyLog = this.capabilities.manualDirtyLog && this.#enable(extensions.manualDirtyLog, 1);
+      if (dirtyLog === 'ring') this.dirtyRings = this.#enableRings();
+      else this.#manualDirtyLog = this.capabilities.manualDirtyLog && this.#enable(extensions.manualDirtyLog, 1);
       this.#runBytes = this.#library.ioctl(this.#device, requests.getVcpuMapSize, 0);
     } catch (error) {
       closeSync(this.#vm);
@@ -197,10 +214,28 @@ export class LinuxBackend implements Backend {
       largestSlot: (2 ** 31 - 1) * pageSize,
       readonlyMemory: check(extensions.readonlyMemory) > 0,
       manualDirtyLog: check(extensions.manualDirtyLog) > 0,
-      dirtyRing: check(extensions.dirtyRing),
+      dirtyRing: check(extensions.dirtyRingOrdered) || check(extensions.dirtyRing),
       guestMemfd: (check(extensions.guestMemfdFlags) & sharedGuestMemfd) === sharedGuestMemfd,
       maxVcpus: check(extensions.vcpus) || 4,
     };
+  }
+
+  /** Before any vCPU exists: KVM refuses it afterwards. */
+  #enableRings(): LinuxDirtyRings {
+    const { bytes } = LinuxDirtyRings;
+    const kinds = [extensions.dirtyRingOrdered, extensions.dirtyRing];
+    if (this.capabilities.dirtyRing < bytes || !kinds.some((kind) => this.#enable(kind, bytes))) {
+      const asked = `this KVM has no dirty ring of ${formatSize(bytes)}, which dirtyLog 'ring' asks for`;
+      throw new MemorySlotsError('UNSUPPORTED', `${asked} (KVM_CAP_DIRTY_LOG_RING, Linux 5.11): use 'bitmap'`);
+    }
+    const { native, ioctl, mapMemory, unmapMemory } = this.#library;
+    const offset = ringPage * this.capabilities.pageSize;
+    return new LinuxDirtyRings({
+      collect: native.function('int32_t memslots_kvm_ring_collect(uintptr_t, uint32_t, void *, void *)'),
+      reset: () => ioctl(this.#vm, requests.resetDirtyRings, 0),
+      map: (vcpu, size) => this.#must('mapping a dirty ring', mapMemory(size, vcpu, offset)),
+      unmap: unmapMemory,
+    });
   }
 
   /** KVM_ENABLE_CAP: whether KVM took it. */
@@ -272,17 +307,17 @@ export class LinuxBackend implements Backend {
 
   #newVcpu(index: number): Vcpu {
     const fd = this.#must(`KVM_CREATE_VCPU ${index}`, this.#library.ioctl(this.#vm, requests.createVcpu, index));
+    let runAddress = -1;
     try {
       const pristine = new Uint8Array(312);
       this.#must('KVM_GET_SREGS', this.#library.ioctl(fd, requests.getSpecialRegisters, this.#address(pristine)));
-      const vcpu = {
-        fd,
-        pristine,
-        runAddress: this.#must('mapping kvm_run', this.#library.mapMemory(this.#runBytes, fd)),
-      };
+      runAddress = this.#must('mapping kvm_run', this.#library.mapMemory(this.#runBytes, fd));
+      this.dirtyRings?.add(fd);
+      const vcpu = { fd, pristine, runAddress };
       this.#vcpus.set(index, vcpu);
       return vcpu;
     } catch (error) {
+      if (runAddress >= 0) this.#library.unmapMemory(runAddress, this.#runBytes);
       closeSync(fd);
       throw error;
     }
@@ -310,6 +345,7 @@ export class LinuxBackend implements Backend {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
+    this.dirtyRings?.close();
     for (const { fd, runAddress } of this.#vcpus.values()) {
       this.#library.unmapMemory(runAddress, this.#runBytes);
       closeSync(fd);

@@ -9,15 +9,15 @@ import { MemoryRegion } from '../memory/region.js';
 import { SectionMap } from '../memory/section-map.js';
 import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
 import { DirtyLog } from './dirty-log.js';
-import { gateLineBytes } from './gate.js';
-import { Inhibitor, type InhibitorOptions } from './inhibitor.js';
+import { type GateHandle, gateLineBytes } from './gate.js';
+import { type CommitCanceller, Inhibitor, type InhibitorOptions } from './inhibitor.js';
 import { LinuxBackend } from './linux.js';
 import { Plan } from './plan.js';
 import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
 import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
 import { type CommitRecord, Rehearsed, SlotsListener } from './slots-listener.js';
 import { naiveWord } from './vcpu.js';
-import { Vcpu } from './vcpu-owner.js';
+import { cancelledError, Vcpu } from './vcpu-owner.js';
 
 /** How to make a {@link Machine}. */
 export interface MachineOptions {
@@ -33,6 +33,12 @@ export interface MachineOptions {
   readonly splitPoints?: readonly number[];
   /** Slots per address space to use at most; default what KVM has. */
   readonly slots?: number;
+  /**
+   * How KVM logs dirty pages: a `bitmap` for each slot (the default), or a `ring` for each vCPU, which names only pages
+   * that were written. See docs/dirty-logging.md. `UNSUPPORTED` where KVM has no ring, as the simulated one. A backend of
+   * the caller's own decides for itself.
+   */
+  readonly dirtyLog?: 'bitmap' | 'ring';
   /** Dirty bits of logged slots that go away aren't wanted, so that no window is taken for them. Default false. */
   readonly discardDirty?: boolean;
   readonly inhibitor?: InhibitorOptions;
@@ -103,7 +109,7 @@ export class Machine implements AsyncDisposable {
       this.#sections = new SectionMap(this.#arena, sectionCapacity);
       const core = chooseCore(this.#arena, backend.kind === 'kvm' ? 'native' : 'wasm');
       this.#planner = new Planner(this.#arena, core, plannerOptions(options, backend.capabilities));
-      this.#dirtyLog = new DirtyLog(backend);
+      this.#dirtyLog = new DirtyLog(backend, this.#planner);
       const parts = [this.#arena, backend, this.#inhibitor, this.#planner, this.#sections, this.#dirtyLog] as const;
       this.#listener = new SlotsListener(...parts, {
         onCommit: (record) => {
@@ -118,7 +124,10 @@ export class Machine implements AsyncDisposable {
         backend.capabilities.addressSpaces > 1
           ? new AddressSpace(this.map, 'smm', MemoryRegion.container(this.map, 'smm', 2n ** 64n))
           : undefined;
-      this.map.addListener(this.#listener, this.smm === undefined ? [this.memory] : [this.memory, this.smm]);
+      const spaces = this.smm === undefined ? [this.memory] : [this.memory, this.smm];
+      this.map.addListener(this.#listener, spaces);
+      // Asked before the listener that would call KVM; edits needn't go through transaction().
+      this.map.addListener({ priority: this.#listener.priority - 1, commit: () => this.#assertOpen() }, spaces);
     } catch (error) {
       backend.close();
       throw error;
@@ -163,13 +172,17 @@ export class Machine implements AsyncDisposable {
    * The offsets in bytes, ascending, of the pages of `memory` that were written since the last call: by guests through
    * logged regions (MemoryRegion.setLogging), by HostMemory.write, or as {@link markDirty} says; each is reported once.
    * No page is lost when slots go away in between. A write that is under way may be reported now or by the next call; if
-   * now, its bytes are there when this returns. See docs/dirty-logging.md. Throws `IOCTL`: nothing is lost then either.
+   * now, its bytes are there when this returns. See docs/dirty-logging.md. Throws `IOCTL`, and, with rings,
+   * `TIMEOUT` if a vCPU doesn't come out of KVM_RUN, and `STATE` in a commit; nothing is lost then either.
    */
   takeDirtyPages(memory: HostMemory): number[] {
     this.#assertOpen();
     const end = memory.hostAddress + memory.size;
     const mapped = this.#planner.logged().filter(({ host, size }) => host < end && host + size > memory.hostAddress);
-    this.#dirtyLog.harvest(mapped);
+    const harvest = () => this.#dirtyLog.harvest(mapped);
+    // Processors hand over what they noted for a ring when their vCPUs leave KVM_RUN.
+    if (this.#kvm.dirtyRings === undefined) harvest();
+    else this.#inhibitor.window(harvest);
     return this.#dirtyLog.take(memory);
   }
 
@@ -216,12 +229,16 @@ export class Machine implements AsyncDisposable {
     });
   }
 
-  /** Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. */
-  async addVcpu(guest: GuestProgram): Promise<Vcpu> {
+  /**
+   * Adds a vCPU that will run `guest`, paused: {@link Vcpu.resume} starts it. Resolves once its thread has started;
+   * `signal` gives up until then. Throws `CANCELLED`, and `UNSUPPORTED` if the thread can't start.
+   */
+  async addVcpu(guest: GuestProgram, { signal }: { readonly signal?: AbortSignal } = {}): Promise<Vcpu> {
     this.#assertOpen();
     // Taken before the thread has started: another may be added meanwhile.
     let index = 0;
     while (this.#indexes.has(index)) index++;
+    if (signal?.aborted) throw cancelledError(index, signal);
     this.#indexes.add(index);
     const line = this.#freeLines.pop() ?? this.#inhibitor.allocateLine();
     const parts = {
@@ -230,6 +247,7 @@ export class Machine implements AsyncDisposable {
       inhibitor: this.#inhibitor,
       map: this.#sections.offset,
       answer: (gpa: number, data: Uint8Array, write: boolean) => this.#answer(gpa, data, write),
+      drainDirtyRings: () => this.#dirtyLog.drain(),
       onGone: (vcpu: Vcpu) => {
         this.#vcpus.delete(vcpu.index);
         this.#indexes.delete(vcpu.index);
@@ -237,13 +255,28 @@ export class Machine implements AsyncDisposable {
       },
     };
     try {
-      const vcpu = await Vcpu.start(parts, index, line, guest);
+      const vcpu = await Vcpu.start(parts, index, line, guest, signal);
       this.#vcpus.set(index, vcpu);
       return vcpu;
     } catch (error) {
       this.#indexes.delete(index);
       throw error;
     }
+  }
+
+  /** What another thread needs to cancel a commit that waits for vCPUs: see cancelCommit. */
+  get canceller(): CommitCanceller {
+    return { memory: this.#arena.memory, control: this.#inhibitor.control };
+  }
+
+  /**
+   * What another thread needs to make VM ioctls of its own without one of them running inside an inhibit window: it
+   * makes its gate with Gate.attach, and goes through it for each. One handle for one thread; handles aren't freed.
+   */
+  ioctlGate(): GateHandle {
+    this.#assertOpen();
+    const { control, commonLine } = this.#inhibitor;
+    return { arena: this.#arena.handle(), control, line: commonLine };
   }
 
   get vcpus(): readonly Vcpu[] {
@@ -329,14 +362,20 @@ function plannerOptions(options: MachineOptions, capabilities: Capabilities): Pl
 function openBackend(arena: Arena, options: MachineOptions): { backend: Backend; why: string } {
   const wanted = options.backend ?? 'auto';
   if (typeof wanted === 'function') return { backend: wanted(arena), why: "it is the caller's own" };
-  if (wanted === 'simulated') {
-    return { backend: new SimulatedBackend(arena, options.simulated), why: 'it was asked for' };
-  }
+  if (wanted === 'simulated') return openSimulated(arena, options, 'it was asked for');
   try {
-    const backend = new LinuxBackend(arena);
+    const backend = new LinuxBackend(arena, options.dirtyLog === undefined ? {} : { dirtyLog: options.dirtyLog });
     return { backend, why: wanted === 'kvm' ? 'it was asked for' : '/dev/kvm works' };
   } catch (error) {
     if (wanted === 'kvm' || !(error instanceof MemorySlotsError) || error.code !== 'UNSUPPORTED') throw error;
-    return { backend: new SimulatedBackend(arena, options.simulated), why: error.message };
+    return openSimulated(arena, options, error.message);
   }
+}
+
+function openSimulated(arena: Arena, options: MachineOptions, why: string): { backend: Backend; why: string } {
+  if (options.dirtyLog === 'ring') {
+    const message = `the simulated KVM (${why}) has no dirty ring, which dirtyLog 'ring' asks for: use 'bitmap'`;
+    throw new MemorySlotsError('UNSUPPORTED', message);
+  }
+  return { backend: new SimulatedBackend(arena, options.simulated), why };
 }

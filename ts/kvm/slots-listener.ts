@@ -199,7 +199,7 @@ export class SlotsListener implements MemoryListener {
     const inverse = planner.undo(plan.operations, done);
     const undone = this.#backend.apply(inverse, done);
     // In a window no guest has seen these slots.
-    if (!this.#inhibitor.inhibiting) this.#dirtyLog.markWhole(created);
+    if (!this.#inhibitor.inhibiting) this.#dirtyLog.disown(created);
     if (undone < done) {
       planner.applied(planner.operations, done);
       planner.applied(inverse, undone);

@@ -4,6 +4,7 @@ import { MemorySlotsError } from '../core/errors.js';
 import type { Backend, GuestProgram } from './backend.js';
 import { lineWords, vcpuStates } from './gate.js';
 import type { Inhibitor } from './inhibitor.js';
+import { describeThread, threadExists } from './thread-state.js';
 import { mailboxWords, type VcpuMessage } from './vcpu.js';
 import type { VcpuWorkerData } from './vcpu-worker.js';
 
@@ -23,7 +24,10 @@ export interface VcpuCounters {
   readonly guestRounds: number;
 }
 
-/** Why a vCPU's guest stopped by itself. */
+/**
+ * Why a vCPU's guest stopped by itself; `crashed` if its thread ended without having been told to, `dirty-ring-overrun`
+ * if KVM takes its dirty ring to be full for good.
+ */
 export interface VcpuStop {
   readonly reason: string;
   readonly gpa: number;
@@ -52,15 +56,26 @@ export interface VcpuParts {
   /** Arena offset of the section map. */
   readonly map: number;
   readonly answer: MmioAnswer;
+  /** Makes room in the dirty rings. False if that can't be done any more. */
+  readonly drainDirtyRings: () => boolean;
   /** Called once the vCPU's thread is gone and its gate with it. */
   readonly onGone: (vcpu: Vcpu) => void;
 }
 
+/** What is thrown where `signal` is raised before a vCPU has started. */
+export function cancelledError(index: number, signal: AbortSignal): MemorySlotsError {
+  const message = `vCPU ${index} wasn't added: the caller cancelled; the machine is as it was`;
+  return new MemorySlotsError('CANCELLED', message, { cause: signal.reason });
+}
+
 /** A vCPU as its owner sees it. Made by Machine.addVcpu. Owner thread only. */
-export class Vcpu {
+export class Vcpu implements AsyncDisposable {
   readonly index: number;
   readonly line: number;
-  /** Resolves when the guest stops by itself (it halts, or KVM gives up on it) or the vCPU ends: then undefined. */
+  /**
+   * Resolves when the guest stops by itself (it halts, or KVM gives up on it, or its thread crashes: see {@link error})
+   * or the vCPU ends: then undefined.
+   */
   readonly stopped: Promise<VcpuStop | undefined>;
   /** What the vCPU's thread died of, if it did. */
   error: Error | undefined;
@@ -78,7 +93,12 @@ export class Vcpu {
     this.stopped = new Promise((resolve) => {
       this.#stop = resolve;
     });
-    inhibitor.add(index, line, () => backend.kick(index));
+    const thread = () => Atomics.load(arena.words, (line >>> 2) + lineWords.thread);
+    inhibitor.add(index, line, {
+      kick: () => backend.kick(index),
+      describe: () => describeThread(thread()),
+      isAlive: () => threadExists(thread()),
+    });
     try {
       const setup = backend.createVcpu(index, line, guest);
       const scratch = arena.allocate(arena.layout.range.bytes);
@@ -98,8 +118,8 @@ export class Vcpu {
       throw error;
     }
     this.#gone = new Promise((resolve) => {
-      this.#worker.on('exit', () => {
-        this.#onExit();
+      this.#worker.on('exit', (code) => {
+        this.#onExit(code);
         resolve();
       });
     });
@@ -107,19 +127,26 @@ export class Vcpu {
       this.error = error as Error;
     });
     this.#worker.on('message', (message: VcpuMessage | { kind: 'ready' }) => {
-      if (message.kind === 'mmio') this.#answer();
+      if (message.kind === 'mmio') this.#reply(() => this.#answer());
+      else if (message.kind === 'dirty-ring-full') this.#reply(() => this.#drain());
       else if (message.kind === 'stopped') this.#stop(message);
     });
   }
 
-  /** Creates the vCPU and starts its thread, paused. */
-  static async start(parts: VcpuParts, index: number, line: number, guest: GuestProgram): Promise<Vcpu> {
+  /** Creates the vCPU and starts its thread, paused. `signal` gives up while the thread starts. */
+  static async start(
+    parts: VcpuParts,
+    index: number,
+    line: number,
+    guest: GuestProgram,
+    signal?: AbortSignal,
+  ): Promise<Vcpu> {
     const vcpu = new Vcpu(parts, index, line, guest);
-    await vcpu.#ready();
+    await vcpu.#ready(signal);
     return vcpu;
   }
 
-  async #ready(): Promise<void> {
+  async #ready(signal?: AbortSignal): Promise<void> {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<string>((resolve) => {
       timer = setTimeout(resolve, startPatience, `its thread didn't start within ${startPatience} ms`);
@@ -128,21 +155,53 @@ export class Vcpu {
       this.#worker.once('message', () => resolve(undefined));
     });
     const died = this.#gone.then(() => `its thread ended: ${this.error?.message ?? 'no error was given'}`);
-    const problem = await Promise.race([ready, died, late]);
+    let cancel = () => {};
+    const cancelled = new Promise<string>((resolve) => {
+      cancel = () => resolve('the caller cancelled');
+    });
+    signal?.addEventListener('abort', cancel);
+    const problem = await Promise.race([ready, died, late, cancelled]);
+    signal?.removeEventListener('abort', cancel);
     clearTimeout(timer);
     if (problem !== undefined) {
       await this.#worker.terminate();
+      if (signal?.aborted) throw cancelledError(this.index, signal);
       throw new MemorySlotsError('UNSUPPORTED', `vCPU ${this.index} can't run: ${problem}`, { cause: this.error });
     }
   }
 
-  #onExit(): void {
+  #onExit(code: number): void {
+    const { arena, inhibitor, backend } = this.#parts;
     this.#isGone = true;
-    if (this.error !== undefined) this.#parts.inhibitor.release(this.index);
-    this.#parts.inhibitor.remove(this.index);
-    this.#parts.backend.destroyVcpu(this.index);
+    if (Atomics.load(arena.words, (this.line >>> 2) + lineWords.state) !== vcpuStates.ended) {
+      inhibitor.release(this.index);
+      const message = `the thread of vCPU ${this.index} ended with exit code ${code} without having been told to`;
+      this.error ??= new MemorySlotsError('STATE', message);
+      this.#stop({ reason: 'crashed', gpa: 0, detail: code });
+    }
+    inhibitor.remove(this.index);
+    backend.destroyVcpu(this.index);
     this.#stop(undefined);
     this.#parts.onGone(this);
+  }
+
+  /** Does what the vCPU waits for, and lets it go on whatever comes of it. */
+  #reply(work: () => void): void {
+    const { words } = this.#parts.arena;
+    const mailbox = (this.line >>> 2) + lineWords.mailbox;
+    try {
+      work();
+    } finally {
+      Atomics.store(words, mailbox, 0);
+      Atomics.notify(words, mailbox);
+    }
+  }
+
+  /** A vCPU whose ring stays full would run in circles. */
+  #drain(): void {
+    if (this.#parts.drainDirtyRings()) return;
+    this.#stop({ reason: 'dirty-ring-overrun', gpa: 0, detail: 0 });
+    this.close();
   }
 
   #answer(): void {
@@ -154,12 +213,7 @@ export class Vcpu {
       (base + mailboxWords.data) * 4 + word(mailboxWords.size),
     );
     const gpa = word(mailboxWords.gpaHigh) * 2 ** 32 + word(mailboxWords.gpaLow);
-    try {
-      this.#parts.answer(gpa, data, word(mailboxWords.write) === 1);
-    } finally {
-      Atomics.store(arena.words, base + lineWords.mailbox, 0);
-      Atomics.notify(arena.words, base + lineWords.mailbox);
-    }
+    this.#parts.answer(gpa, data, word(mailboxWords.write) === 1);
   }
 
   get counters(): VcpuCounters {
@@ -175,6 +229,11 @@ export class Vcpu {
       guestWrongValues: read(lineWords.guestWrongValues),
       guestRounds: read(lineWords.guestRounds),
     };
+  }
+
+  /** The kernel's id of the vCPU's thread (as for sched_setaffinity), 0 before it runs and once it has ended. */
+  get thread(): number {
+    return Atomics.load(this.#parts.arena.words, (this.line >>> 2) + lineWords.thread);
   }
 
   /** Lets the guest run. */
@@ -198,6 +257,11 @@ export class Vcpu {
     const timer = setInterval(() => this.#parts.backend.kick(this.index), kickInterval);
     await this.#gone;
     clearInterval(timer);
+  }
+
+  /** The same as {@link end}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.end();
   }
 
   /** Whether the thread can't be inside KVM_RUN any more. */

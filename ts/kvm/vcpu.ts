@@ -10,6 +10,8 @@ export const mailboxWords = { gpaLow: 16, gpaHigh: 17, size: 18, write: 19, data
 export type VcpuMessage =
   /** An access that the owner is to answer is in the mailbox. */
   | { readonly kind: 'mmio' }
+  /** The dirty ring is nearly full: the vCPU waits until it is drained. */
+  | { readonly kind: 'dirty-ring-full' }
   /** The guest can't go on: it halted, or KVM said something that this library doesn't know. */
   | { readonly kind: 'stopped'; readonly reason: string; readonly gpa: number; readonly detail: number };
 
@@ -72,7 +74,7 @@ export class VcpuLoop {
     let exit: Exit | undefined;
     try {
       this.#runner.clearKick();
-      if (this.#gate.mayRun()) exit = this.#runner.run();
+      if (this.#gate.startRun()) exit = this.#runner.run();
     } finally {
       this.#gate.leave();
     }
@@ -94,6 +96,11 @@ export class VcpuLoop {
     }
     if (exit.reason === 'port') {
       if (!exit.write) exit.data.fill(0xff);
+      return true;
+    }
+    if (exit.reason === 'dirty-ring-full') {
+      // If the vCPU is to end first, its gate tells.
+      this.#tell({ kind: 'dirty-ring-full' });
       return true;
     }
     if (exit.reason === 'internal-error' || exit.reason === 'shutdown') this.#count(lineWords.internalErrors);
@@ -141,7 +148,6 @@ export class VcpuLoop {
   /** Has the owner answer. False if the vCPU is to end first. */
   #ask(exit: Exit, data: Uint8Array): boolean {
     const words = this.#words;
-    const mailbox = this.#base + lineWords.mailbox;
     words[this.#base + mailboxWords.gpaLow] = exit.gpa | 0;
     words[this.#base + mailboxWords.gpaHigh] = exit.gpa / 2 ** 32;
     words[this.#base + mailboxWords.size] = exit.size;
@@ -151,13 +157,21 @@ export class VcpuLoop {
       (this.#base + mailboxWords.data) * 4 + exit.size,
     );
     shared.set(data);
+    if (!this.#tell({ kind: 'mmio' })) return false;
+    if (!exit.write) data.set(shared);
+    return true;
+  }
+
+  /** Sleeps until the owner has dealt with `message`. False if the vCPU is to end first. */
+  #tell(message: VcpuMessage): boolean {
+    const words = this.#words;
+    const mailbox = this.#base + lineWords.mailbox;
     Atomics.store(words, mailbox, 1);
-    this.#send({ kind: 'mmio' });
+    this.#send(message);
     while (Atomics.load(words, mailbox) === 1) {
       if (Atomics.load(words, this.#base) & gateBits.closed) return false;
       Atomics.wait(words, mailbox, 1, mailboxPatience);
     }
-    if (!exit.write) data.set(shared);
     return true;
   }
 }

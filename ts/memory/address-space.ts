@@ -11,8 +11,8 @@ export type Section = SectionOf<AddressSpace>;
 /** Follows the map of some address spaces: see {@link ListenerOf} for what it hears and may answer. */
 export type MemoryListener = ListenerOf<AddressSpace>;
 
-/** What {@link MemoryMap.addListener} returns. */
-export interface ListenerHandle {
+/** What {@link MemoryMap.addListener} returns. Disposing of it detaches the listener. */
+export interface ListenerHandle extends Disposable {
   /**
    * Tells the listener `delete` for every range it holds, within one `begin … commit`, and nothing after. Doing it
    * again does nothing. If the listener throws it stays attached, and the error is thrown on. Owner thread only.
@@ -79,14 +79,13 @@ export class MemoryMap extends Transactions {
     const priority = listener.priority ?? 0;
     const later = this.#registrations.findIndex((other) => (other.listener.priority ?? 0) > priority);
     this.#registrations.splice(later < 0 ? this.#registrations.length : later, 0, registration);
-    return {
-      detach: () => {
-        const index = this.#registrations.indexOf(registration);
-        if (index < 0) return;
-        this.guarded(() => announce([held('delete')], () => undefined));
-        this.#registrations.splice(index, 1);
-      },
+    const detach = () => {
+      const index = this.#registrations.indexOf(registration);
+      if (index < 0) return;
+      this.guarded(() => announce([held('delete')], () => undefined));
+      this.#registrations.splice(index, 1);
     };
+    return { detach, [Symbol.dispose]: detach };
   }
 
   /** For a new address space: its place among the others, as an edit of the open transaction. */

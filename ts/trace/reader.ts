@@ -283,7 +283,15 @@ async function* resume(first: Uint8Array[], rest: AsyncIterator<Uint8Array>): As
   }
 }
 
-async function* decompress(source: AsyncGenerator<Uint8Array>): AsyncGenerator<Uint8Array> {
+/** Small pieces: each is held whole while it is decompressed, to many times its size. */
+async function* slices(source: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  for await (const chunk of source) {
+    for (let start = 0; start < chunk.length; start += 1 << 14) yield chunk.subarray(start, start + (1 << 14));
+  }
+}
+
+async function* decompress(compressed: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const source = slices(compressed);
   let broken: { error: unknown } | undefined;
   const stream = new ReadableStream<Uint8Array<ArrayBuffer>>({
     async pull(controller) {

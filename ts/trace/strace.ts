@@ -201,11 +201,13 @@ function nanoseconds(fraction: string | undefined): number {
 }
 
 function exact(name: string, digits: string): number {
+  const number = Number(digits);
+  if (Number.isSafeInteger(number)) return number;
   const value = BigInt(digits);
-  if (value >= 1n << 64n || BigInt(Number(value)) !== value) {
+  if (value >= 1n << 64n || BigInt(number) !== value) {
     throw new MalformedLine(`${name}=${digits} is too large to be held exactly`);
   }
-  return Number(value);
+  return number;
 }
 
 /** `KVM_MEM_LOG_DIRTY_PAGES|KVM_MEM_READONLY`, `0x8 /* KVM_MEM_??? *\/`, `0`. */

@@ -58,7 +58,7 @@ export class SimulatedMachine implements ReplayMachine {
     const plans = { policy: 'exact', slots, pageSize, largestSlot, discardDirty: true, sections } as const;
     this.planner = new Planner(this.arena, this.arena.wasm, plans);
     const parts = [this.arena, this.backend, this.inhibitor, this.planner, this.sections] as const;
-    this.#listener = new SlotsListener(...parts, new DirtyLog(this.backend), { onCommit });
+    this.#listener = new SlotsListener(...parts, new DirtyLog(this.backend, this.planner), { onCommit });
     this.system = MemoryRegion.container(this.map, 'system', 2n ** 64n);
     const memory = new AddressSpace(this.map, 'memory', this.system);
     this.smm = new AddressSpace(this.map, 'smm', MemoryRegion.container(this.map, 'smm', 2n ** 64n));

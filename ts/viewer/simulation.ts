@@ -122,7 +122,7 @@ export class Simulation {
     const watched = words.slice(0, mostWords);
     for (let index = 0; index < vcpus; index++) {
       const line = inhibitor.allocateLine();
-      inhibitor.add(index, line, () => backend.kick(index));
+      inhibitor.add(index, line, { kick: () => backend.kick(index) });
       this.#lines.push(line);
       const guest: GuestProgram = {
         steps: watched.map(({ gpa, value }) => ({ kind: 'check', gpa, size: 4, expected: value })),

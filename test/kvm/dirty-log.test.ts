@@ -5,8 +5,9 @@ import type { Machine, MachineOptions } from '../../ts/kvm/machine.js';
 import { SimulatedBackend } from '../../ts/kvm/simulated.js';
 import type { CommitRecord } from '../../ts/kvm/slots-listener.js';
 import { MemoryRegion } from '../../ts/memory/region.js';
-import { backends, needsKvm, withMachine } from './backends.js';
-import { oneWriteGuest, pageBytes, sweepingGuest, until } from './dirty-guest.js';
+import { withMachine } from './backends.js';
+import { oneWriteGuest, pageBytes, stopReason, sweepingGuest, until } from './dirty-guest.js';
+import { emulated, named, native, needs, optionsOf } from './dirty-subjects.js';
 
 const base = 0x10000000;
 const page = pageBytes;
@@ -22,18 +23,21 @@ function loggedRam(machine: Machine, pages: number): { memory: HostMemory; ram: 
   return { memory, ram };
 }
 
-/** Has a guest write to `count` pages from page `first`, once each. */
-async function write(machine: Machine, memory: HostMemory, first: number, count: number): Promise<void> {
-  const vcpu = await machine.addVcpu(sweepingGuest(machine, 1, 'protected', base + first * page, count, 0x5a));
-  vcpu.resume();
-  await until(() => memory.bytes((first + count - 1) * page, 1)[0] === 0x5a);
-  await vcpu.end();
-}
+describe.each(named([...emulated, ...native]))('the dirty log of %s', (_, subject) => {
+  const options = optionsOf(subject);
+  const { guests } = subject;
 
-describe.each(backends)('the dirty log of %s', (backend) => {
+  /** Has a guest write to `count` pages from page `first`, once each. */
+  async function write(machine: Machine, memory: HostMemory, first: number, count: number): Promise<void> {
+    const vcpu = await machine.addVcpu(sweepingGuest(machine, 1, guests, base + first * page, count, 0x5a));
+    vcpu.resume();
+    await until(() => memory.bytes((first + count - 1) * page, 1)[0] === 0x5a);
+    await vcpu.end();
+  }
+
   it('reports the pages that a guest wrote, in order, and each once', async (context) => {
-    needsKvm(context, backend);
-    await withMachine({ backend }, async (machine) => {
+    needs(context, subject);
+    await withMachine(options, async (machine) => {
       const { memory } = loggedRam(machine, 200);
       await write(machine, memory, 3, 130);
       expect(machine.takeDirtyPages(memory)).toEqual(range(3, 133));
@@ -42,9 +46,9 @@ describe.each(backends)('the dirty log of %s', (backend) => {
   });
 
   it('reports nothing of memory that is not logged, and logs what is logged later without a window', async (context) => {
-    needsKvm(context, backend);
+    needs(context, subject);
     const records: CommitRecord[] = [];
-    await withMachine({ backend, onCommit: (record) => records.push(record) }, async (machine) => {
+    await withMachine({ ...options, onCommit: (record) => records.push(record) }, async (machine) => {
       const { memory, ram } = loggedRam(machine, 16);
       ram.setLogging(false);
       await write(machine, memory, 0, 8);
@@ -76,9 +80,9 @@ describe.each(backends)('the dirty log of %s', (backend) => {
     ],
   ])('keeps the bits of a slot that is', (what, edit) => {
     it.each(['stable', 'exact'] as const)(`${what}, policy %s`, async (policy, ...rest) => {
-      needsKvm(rest[0] as never, backend);
+      needs(rest[0] as never, subject);
       const records: CommitRecord[] = [];
-      await withMachine({ backend, policy, onCommit: (record) => records.push(record) }, async (machine) => {
+      await withMachine({ ...options, policy, onCommit: (record) => records.push(record) }, async (machine) => {
         const { memory, ram } = loggedRam(machine, 16);
         await write(machine, memory, 2, 10);
         records.length = 0;
@@ -92,8 +96,8 @@ describe.each(backends)('the dirty log of %s', (backend) => {
   });
 
   it('keeps the bits of slots that a failed commit tore down, and goes on logging', async (context) => {
-    needsKvm(context, backend);
-    await withMachine({ backend, policy: 'exact' }, async (machine) => {
+    needs(context, subject);
+    await withMachine({ ...options, policy: 'exact' }, async (machine) => {
       const { memory, ram } = loggedRam(machine, 16);
       await write(machine, memory, 2, 3);
       const far = MemoryRegion.ram(machine.map, 'far', page, { memory: machine.allocate(page) });
@@ -111,8 +115,8 @@ describe.each(backends)('the dirty log of %s', (backend) => {
   });
 
   it('tells memories apart that one slot maps, because they are neighbours in the host as well', async (context) => {
-    needsKvm(context, backend);
-    await withMachine({ backend }, async (machine) => {
+    needs(context, subject);
+    await withMachine(options, async (machine) => {
       const all = Array.from({ length: 8 }, () => machine.allocate(8 * page));
       all.sort((a, b) => a.hostAddress - b.hostAddress);
       const index = all.findIndex((a, position) => a.hostAddress + a.size === all[position + 1]?.hostAddress);
@@ -126,7 +130,7 @@ describe.each(backends)('the dirty log of %s', (backend) => {
         }
       });
       expect(machine.slots()).toMatchObject([{ gpa: base, size: 16 * page }]);
-      const vcpu = await machine.addVcpu(sweepingGuest(machine, 1, 'protected', base + 6 * page, 5, 0x5a));
+      const vcpu = await machine.addVcpu(sweepingGuest(machine, 1, guests, base + 6 * page, 5, 0x5a));
       vcpu.resume();
       await until(() => high.bytes(2 * page, 1)[0] === 0x5a);
       await vcpu.end();
@@ -137,8 +141,8 @@ describe.each(backends)('the dirty log of %s', (backend) => {
   });
 
   it("reports the VMM's own writes", async (context) => {
-    needsKvm(context, backend);
-    await withMachine({ backend }, (machine) => {
+    needs(context, subject);
+    await withMachine(options, (machine) => {
       const { memory } = loggedRam(machine, 16);
       memory.write(2 * page - 1, Uint8Array.of(1, 2));
       memory.write(9 * page, new Uint8Array(0));
@@ -161,14 +165,14 @@ describe.each(backends)('the dirty log of %s', (backend) => {
   }
 
   it('reports writes to memory that no slot can map, also across two regions', async (context) => {
-    needsKvm(context, backend);
-    await withMachine({ backend }, async (machine) => {
+    needs(context, subject);
+    await withMachine(options, async (machine) => {
       const [low, high] = [machine.allocate(2 * page), machine.allocate(page)];
       partly(machine, low, page + 0x800, base, true);
       partly(machine, high, 0x800, base + page + 0x800, true);
-      const vcpu = await machine.addVcpu(oneWriteGuest(machine, 1, base + page + 0x7fe, 0x44332211));
+      const vcpu = await machine.addVcpu(oneWriteGuest(machine, 1, guests, base + page + 0x7fe, 0x44332211));
       vcpu.resume();
-      expect(await vcpu.stopped).toMatchObject({ reason: 'halt' });
+      expect(await vcpu.stopped).toMatchObject({ reason: stopReason[guests] });
       expect(vcpu.counters.mmioExits).toBe(1);
       expect([...low.bytes(page + 0x7fe, 3)]).toEqual([0x11, 0x22, 0]);
       expect([...high.bytes(0, 3)]).toEqual([0x33, 0x44, 0]);
@@ -177,11 +181,11 @@ describe.each(backends)('the dirty log of %s', (backend) => {
   });
 
   it('reports a write that was on its way when logging began', async (context) => {
-    needsKvm(context, backend);
-    await withMachine({ backend }, async (machine) => {
+    needs(context, subject);
+    await withMachine(options, async (machine) => {
       const memory = machine.allocate(2 * page);
       const ram = partly(machine, memory, page + 0x800, base, false);
-      const vcpu = await machine.addVcpu(oneWriteGuest(machine, 1, base + page + 0x10, 0x5a));
+      const vcpu = await machine.addVcpu(oneWriteGuest(machine, 1, guests, base + page + 0x10, 0x5a));
       vcpu.resume();
       // The owner's event loop stands still: whatever the vCPU asks for has to wait.
       const pause = new Int32Array(new SharedArrayBuffer(4));
@@ -191,14 +195,58 @@ describe.each(backends)('the dirty log of %s', (backend) => {
       ram.setLogging(true);
       expect(machine.takeDirtyPages(memory)).toEqual([]);
       const seen = memory.bytes(page + 0x10, 1)[0];
-      expect(await vcpu.stopped).toMatchObject({ reason: 'halt' });
+      expect(await vcpu.stopped).toMatchObject({ reason: stopReason[guests] });
       expect(seen).toBe(0);
       expect(machine.takeDirtyPages(memory)).toEqual(offsets(1));
     });
   });
+
+  it('reports all of a slot that guests wrote to before its commit failed, and nothing of the next one', async (context) => {
+    needs(context, subject);
+    let meanwhile: (() => void) | undefined;
+    const failing = optionsOf(subject, (backend, arena) => {
+      const { apply } = backend;
+      // The second call fails, after guests had their time with the slot that the first created.
+      backend.apply = (operations, count) => {
+        if (meanwhile === undefined) return apply.call(backend, operations, count);
+        const { operation } = arena.layout;
+        expect(apply.call(backend, operations, 1)).toBe(1);
+        meanwhile();
+        meanwhile = undefined;
+        arena.words[(operations + operation.bytes + operation.result) >>> 2] = -errno.ENOMEM;
+        return 1;
+      };
+    });
+    await withMachine(failing, async (machine) => {
+      const memory = machine.allocate(8 * page);
+      const ram = MemoryRegion.ram(machine.map, 'ram', memory.size, { memory });
+      const other = MemoryRegion.ram(machine.map, 'other', page, { memory: machine.allocate(page) });
+      ram.setLogging(true);
+      const vcpu = await machine.addVcpu(sweepingGuest(machine, 1, guests, base + 3 * page, 1, 0x5a));
+      // No kick is needed, as no window is: the owner waits for the guest in the middle of the commit.
+      const edit = () =>
+        machine.transaction(() => {
+          machine.system.add(ram, base);
+          machine.system.add(other, base + 0x1000000);
+        });
+      meanwhile = () => {
+        vcpu.resume();
+        const deadline = Date.now() + 10_000;
+        while (memory.bytes(3 * page, 1)[0] !== 0x5a && Date.now() < deadline);
+      };
+      expect(edit).toThrow(/ENOMEM.*the old layout stands/);
+      expect(memory.bytes(3 * page, 1)[0]).toBe(0x5a);
+      const next = machine.allocate(8 * page);
+      const following = MemoryRegion.ram(machine.map, 'next', next.size, { memory: next });
+      following.setLogging(true);
+      machine.system.add(following, base + 0x2000000);
+      expect(machine.takeDirtyPages(next)).toEqual([]);
+      expect(machine.takeDirtyPages(memory)).toEqual(range(0, 8));
+    });
+  });
 });
 
-describe('the dirty log of a simulated KVM', () => {
+describe('the bitmaps of a simulated KVM', () => {
   it.each([
     ['x86', 2],
     ['arm64', 2],
@@ -222,40 +270,6 @@ describe('the dirty log of a simulated KVM', () => {
       machine.takeDirtyPages(memory);
       machine.takeDirtyPages(memory);
       expect(cleared).toBe(expected);
-    });
-  });
-
-  it('reports all of a slot that guests wrote to before the commit that created it failed', async () => {
-    let calls = 0;
-    let meanwhile = () => {};
-    const hooks = {
-      before: () => {
-        if (++calls !== 2) return 0;
-        meanwhile();
-        return errno.ENOMEM;
-      },
-    };
-    await withMachine({ backend: 'simulated', simulated: { hooks: [hooks] } }, async (machine) => {
-      const vcpu = await machine.addVcpu({ steps: [{ kind: 'write', gpa: base + 3 * page, size: 4, value: 0x5a }] });
-      vcpu.resume();
-      const memory = machine.allocate(8 * page);
-      const ram = MemoryRegion.ram(machine.map, 'ram', memory.size, { memory });
-      const other = MemoryRegion.ram(machine.map, 'other', page, { memory: machine.allocate(page) });
-      ram.setLogging(true);
-      // Between the two creates, which take no window, a guest writes through the first.
-      meanwhile = () => {
-        const deadline = Date.now() + 10_000;
-        while (memory.bytes(3 * page, 1)[0] !== 0x5a && Date.now() < deadline);
-      };
-      calls = 0;
-      const edit = () =>
-        machine.transaction(() => {
-          machine.system.add(ram, base);
-          machine.system.add(other, 2 * base);
-        });
-      expect(edit).toThrow(/ENOMEM.*the old layout stands/);
-      expect(memory.bytes(3 * page, 1)[0]).toBe(0x5a);
-      expect(machine.takeDirtyPages(memory)).toEqual(range(0, 8));
     });
   });
 });
