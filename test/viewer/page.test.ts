@@ -159,7 +159,7 @@ describe('a recording on the page', () => {
     const pixels = () => canvas.evaluate((element) => (element as HTMLCanvasElement).toDataURL());
     const whole = await pixels();
     await page.mouse.move(box.x + 300, box.y + 120);
-    await page.locator('.tip').getByText(/0x/).first().waitFor();
+    await page.locator('.recording .tip').getByText(/0x/).first().waitFor();
     await page.mouse.wheel(0, -600);
     await expect.poll(pixels).not.toBe(whole);
     const zoomed = await pixels();
@@ -171,7 +171,7 @@ describe('a recording on the page', () => {
     await page.getByRole('button', { name: 'Show all' }).click();
     await page.mouse.move(box.x + 300, box.y + 90);
     await page.mouse.click(box.x + 300, box.y + 100);
-    const tip = await page.locator('.tip').innerText();
+    const tip = await page.locator('.recording .tip').innerText();
     expect(tip).toMatch(/GPA\s+0x[0-9a-f]+ – 0x[0-9a-f]+/);
     expect(tip).toMatch(/Size/);
     const finding = page.locator('.findings button').first();
@@ -385,7 +385,7 @@ describe('everybody', () => {
     );
     const page = await (await browser.newContext(desktop)).newPage();
     await page.goto(empty.url);
-    await page.getByRole('heading', { name: 'Drop a log here' }).waitFor();
+    await page.getByText('In between, a running vCPU finds a hole').waitFor();
     await page.screenshot({ path: join(artefacts, 'first-page.png') });
     const file = {
       name: 'bad.log',
