@@ -25,7 +25,7 @@ DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
 # The compiler for the library whose platform is $*.
 LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 
-.PHONY: help build arm64 pack-files test demo verify lint lint-c docs coverage fuzz sanitize clean
+.PHONY: help build arm64 pack-files test demo bench verify lint lint-c docs coverage fuzz sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -66,6 +66,14 @@ test: build ## the whole suite, with the native core and with the WASM one
 
 demo: build ## resize, split and merge a running VM's memory, naively and atomically
 	node dist/cli.js demo
+
+bench: build test/artefacts/rivals.so ## speed against what one would use instead, in minutes; BENCH=--quick: in under two
+	node test/bench/run.mjs $(BENCH)
+
+# What the benchmark compares with, by the same compiler with the same flags. Not part of the package.
+test/artefacts/rivals.so: test/bench/rivals.c test/bench/rival-vm.c test/bench/rivals.h $(CORE) csrc/slots.h
+	@mkdir -p test/artefacts
+	$(CC) $(CFLAGS) -fPIC -shared -fvisibility=hidden -o $@ test/bench/rivals.c test/bench/rival-vm.c $(CORE) -lpthread
 
 verify: ## the locking protocol, proved by a model checker; and that faulty variants of it are found
 	@CC=$(CC) test/model/verify.sh

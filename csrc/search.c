@@ -113,6 +113,12 @@ uint32_t memslots_upper_shared(const struct memslots_table *table, uint64_t gpa)
 	return at < count ? at : count;
 }
 
+/* Nodes that `keys` keys take. */
+INLINE uint32_t nodes_of(uint32_t keys)
+{
+	return (keys + MEMSLOTS_NODE - 1) / MEMSLOTS_NODE;
+}
+
 static void store(const struct memslots_table *table, uint64_t *key, uint64_t value)
 {
 	/* In halves, as slots.c stores the keys themselves. */
@@ -124,24 +130,25 @@ static void store(const struct memslots_table *table, uint64_t *key, uint64_t va
 	}
 }
 
-void memslots_update_levels(struct memslots_table *table, uint32_t from)
+void memslots_update_levels(struct memslots_table *table, uint32_t from, uint32_t to)
 {
 	uint32_t count = table->count, level, i;
 
 	for (level = 0;; level++) {
-		uint64_t *keys = (uint64_t *)((char *)table + table->levels[level]);
+		uint64_t *keys = (uint64_t *)memslots_level(table, level), *above;
 
 		for (i = count; i % MEMSLOTS_NODE || i == 0; i++)
 			store(table, &keys[i], UINT64_MAX);
 		if (count <= MEMSLOTS_NODE)
 			break;
-		count = (count + MEMSLOTS_NODE - 1) / MEMSLOTS_NODE;
-		from = (from + MEMSLOTS_NODE - 1) / MEMSLOTS_NODE;
-		for (i = from; i < count; i++)
-			store(table, (uint64_t *)memslots_level(table, level + 1) + i,
-			      keys[(uint64_t)i * MEMSLOTS_NODE]);
+		above = (uint64_t *)memslots_level(table, level + 1);
+		count = nodes_of(count);
+		from = nodes_of(from);
+		to = to < UINT32_MAX ? nodes_of(to) : UINT32_MAX;
+		for (i = from; i < count && i < to; i++)
+			store(table, &above[i], keys[(uint64_t)i * MEMSLOTS_NODE]);
 		/* Whatever lies below the first key belongs to the first node. */
-		store(table, (uint64_t *)memslots_level(table, level + 1), 0);
+		store(table, above, 0);
 	}
 }
 

@@ -18,7 +18,7 @@ function measure(): object {
   timeline.push(events);
   const reading = performance.now() - start;
 
-  const map = new MapView();
+  const map = new MapView('map', 'keys');
   document.body.append(map.element);
   const pixel = () => map.canvas.getContext('2d')!.getImageData(0, 0, 1, 1).data[0];
   start = performance.now();

@@ -50,7 +50,8 @@ export class Fairness {
     this.#sleep(until, () => cancelled() || !starving.some((member) => this.#keptOut(member)));
     for (const { line } of starving) Atomics.and(this.#words, line >>> 2, ~gateBits.awaited);
     this.#sleep(Math.min(deadline, performance.now() + slice), cancelled);
-    for (const member of starving) this.#note(member, performance.now());
+    // Who still hasn't got in stays as old as it is, and is waited for again before the next window.
+    for (const member of starving) if (!this.#keptOut(member)) this.#note(member, performance.now());
   }
 
   /** Sleeps until `done`, which is asked whenever the owner is told something, or until `until`. */

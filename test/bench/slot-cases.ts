@@ -1,0 +1,2 @@
+import type { Report } from './report.js';
+export function slotCases(_report: Report): void {}
