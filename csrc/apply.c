@@ -1,14 +1,15 @@
 /* Slot tables after KVM has accepted operations of a plan: see slots.h. */
 #include "slots.h"
 
-/* Operations of one kind and address space that ascend are applied in one pass over the table. */
-static uint32_t length_of_run(const struct memslots_operation *operations, uint32_t count)
+/* How many of the `count` operations are of `kind` and `address_space`, and ascend: they are applied in one pass. */
+static uint32_t length_of_run(const struct memslots_operation *operations, uint32_t count, uint32_t kind,
+			      uint32_t address_space)
 {
-	uint32_t length = 1;
+	uint32_t length = 0;
 
-	while (length < count && operations[length].kind == operations[0].kind &&
-	       operations[length].slot.address_space == operations[0].slot.address_space &&
-	       operations[length].slot.gpa > operations[length - 1].slot.gpa)
+	while (length < count && operations[length].kind == kind &&
+	       operations[length].slot.address_space == address_space &&
+	       (length == 0 || operations[length].slot.gpa > operations[length - 1].slot.gpa))
 		length++;
 	return length;
 }
@@ -20,24 +21,21 @@ int32_t memslots_apply(char *base, const uint32_t tables[2], const struct memslo
 
 	while (done < count) {
 		const struct memslots_operation *first = &operations[done];
-		struct memslots_table *table = (struct memslots_table *)(base + tables[first->slot.address_space]);
-		uint32_t length = length_of_run(first, count - done), stride = sizeof(*first), i;
+		uint32_t address_space = first->slot.address_space, left = count - done, deletes, creates;
+		struct memslots_table *table = (struct memslots_table *)(base + tables[address_space]);
 
-		switch (first->kind) {
-		case MEMSLOTS_DELETE:
-			memslots_splice(table, first, length, NULL, 0, stride);
-			break;
-		case MEMSLOTS_CREATE:
-			memslots_splice(table, NULL, 0, first, length, stride);
-			break;
-		case MEMSLOTS_FLAGS:
-			for (i = 0; i < length; i++)
-				memslots_set_flags(table, first[i].slot.id, first[i].slot.flags);
-			break;
-		default:
-			return -MEMSLOTS_EINVAL;
+		if (first->kind == MEMSLOTS_FLAGS) {
+			memslots_set_flags(table, first->slot.id, first->slot.flags);
+			done++;
+			continue;
 		}
-		done += length;
+		/* Together, since what replaces a slot mostly leaves the keys around it in their place. */
+		deletes = length_of_run(first, left, MEMSLOTS_DELETE, address_space);
+		creates = length_of_run(first + deletes, left - deletes, MEMSLOTS_CREATE, address_space);
+		if (deletes + creates == 0)
+			return -MEMSLOTS_EINVAL;
+		memslots_splice(table, first, deletes, first + deletes, creates, sizeof(*first));
+		done += deletes + creates;
 	}
 	return 0;
 }

@@ -61,9 +61,10 @@ INLINE uint32_t rank_simd128(const uint64_t *node, uint64_t gpa)
 	for (i = 0; i < MEMSLOTS_NODE / 2; i++)
 		above[i] = wasm_i64x2_gt(wasm_v128_xor(wasm_v128_load(node + 2 * i), sign), wanted);
 	/* 64-bit lanes of all ones or none, packed to 16 bits each. */
-	return MEMSLOTS_NODE - (uint32_t)__builtin_popcount(wasm_i8x16_bitmask(wasm_i8x16_narrow_i16x8(
-				       wasm_i16x8_narrow_i32x4(above[0], above[1]),
-				       wasm_i16x8_narrow_i32x4(above[2], above[3])))) / 2;
+	return MEMSLOTS_NODE -
+	       (uint32_t)__builtin_popcount(wasm_i8x16_bitmask(wasm_i8x16_narrow_i16x8(
+		       wasm_i16x8_narrow_i32x4(above[0], above[1]), wasm_i16x8_narrow_i32x4(above[2], above[3])))) /
+		       2;
 }
 
 INLINE uint32_t child_simd128(const uint64_t *node, uint64_t gpa)
@@ -112,6 +113,12 @@ uint32_t memslots_upper_shared(const struct memslots_table *table, uint64_t gpa)
 	return at < count ? at : count;
 }
 
+/* Nodes that `keys` keys take. */
+INLINE uint32_t nodes_of(uint32_t keys)
+{
+	return (keys + MEMSLOTS_NODE - 1) / MEMSLOTS_NODE;
+}
+
 static void store(const struct memslots_table *table, uint64_t *key, uint64_t value)
 {
 	/* In halves, as slots.c stores the keys themselves. */
@@ -123,23 +130,25 @@ static void store(const struct memslots_table *table, uint64_t *key, uint64_t va
 	}
 }
 
-void memslots_update_levels(struct memslots_table *table, uint32_t from)
+void memslots_update_levels(struct memslots_table *table, uint32_t from, uint32_t to)
 {
 	uint32_t count = table->count, level, i;
 
 	for (level = 0;; level++) {
-		uint64_t *keys = (uint64_t *)((char *)table + table->levels[level]);
+		uint64_t *keys = (uint64_t *)memslots_level(table, level), *above;
 
 		for (i = count; i % MEMSLOTS_NODE || i == 0; i++)
 			store(table, &keys[i], UINT64_MAX);
 		if (count <= MEMSLOTS_NODE)
 			break;
-		count = (count + MEMSLOTS_NODE - 1) / MEMSLOTS_NODE;
-		from = (from + MEMSLOTS_NODE - 1) / MEMSLOTS_NODE;
-		for (i = from; i < count; i++)
-			store(table, (uint64_t *)memslots_level(table, level + 1) + i, keys[(uint64_t)i * MEMSLOTS_NODE]);
+		above = (uint64_t *)memslots_level(table, level + 1);
+		count = nodes_of(count);
+		from = nodes_of(from);
+		to = to < UINT32_MAX ? nodes_of(to) : UINT32_MAX;
+		for (i = from; i < count && i < to; i++)
+			store(table, &above[i], keys[(uint64_t)i * MEMSLOTS_NODE]);
 		/* Whatever lies below the first key belongs to the first node. */
-		store(table, (uint64_t *)memslots_level(table, level + 1), 0);
+		store(table, above, 0);
 	}
 }
 
@@ -163,30 +172,30 @@ int32_t memslots_find(const struct memslots_table *table, double gpa)
 }
 
 /* Defines the search of LANES addresses in step: RANK and CHILD are rank_scalar() and child_scalar(), or do the same. */
-#define DEFINE_FIND_LANES(NAME, ATTRIBUTE, RANK, CHILD)                                                              \
-	ATTRIBUTE static int32_t NAME(const struct memslots_table *table, const uint64_t *gpas, int32_t *ids,        \
-				      uint32_t groups)                                                               \
-	{                                                                                                            \
-		uint32_t top = top_level(table->count), group, level, lane;                                          \
-		int32_t found = 0;                                                                                   \
-                                                                                                                     \
-		for (group = 0; group < groups; group++, gpas += LANES, ids += LANES) {                              \
-			uint32_t at[LANES] = {0};                                                                    \
-                                                                                                                     \
-			for (level = top; level > 0; level--)                                                        \
-				for (lane = 0; lane < LANES; lane++)                                                 \
-					at[lane] = (at[lane] +                                                       \
-						    CHILD(memslots_level(table, level) + at[lane], gpas[lane])) *    \
-						   MEMSLOTS_NODE;                                                    \
-			for (lane = 0; lane < LANES; lane++)                                                         \
-				at[lane] += RANK(memslots_keys(table) + at[lane], gpas[lane]);                       \
-			for (lane = 0; lane < LANES; lane++) {                                                       \
-				ids[lane] = holder(table, at[lane] < table->count ? at[lane] : table->count,         \
-						   gpas[lane]);                                                      \
-				found += ids[lane] >= 0;                                                             \
-			}                                                                                            \
-		}                                                                                                    \
-		return found;                                                                                        \
+#define DEFINE_FIND_LANES(NAME, ATTRIBUTE, RANK, CHILD)                                                               \
+	ATTRIBUTE static int32_t NAME(const struct memslots_table *table, const uint64_t *gpas, int32_t *ids,         \
+				      uint32_t groups)                                                                \
+	{                                                                                                             \
+		uint32_t top = top_level(table->count), group, level, lane;                                           \
+		int32_t found = 0;                                                                                    \
+                                                                                                                      \
+		for (group = 0; group < groups; group++, gpas += LANES, ids += LANES) {                               \
+			uint32_t at[LANES] = {0};                                                                     \
+                                                                                                                      \
+			for (level = top; level > 0; level--)                                                         \
+				for (lane = 0; lane < LANES; lane++)                                                  \
+					at[lane] = (at[lane] +                                                        \
+						    CHILD(memslots_level(table, level) + at[lane], gpas[lane])) *     \
+						   MEMSLOTS_NODE;                                                     \
+			for (lane = 0; lane < LANES; lane++)                                                          \
+				at[lane] += RANK(memslots_keys(table) + at[lane], gpas[lane]);                        \
+			for (lane = 0; lane < LANES; lane++) {                                                        \
+				ids[lane] =                                                                           \
+					holder(table, at[lane] < table->count ? at[lane] : table->count, gpas[lane]); \
+				found += ids[lane] >= 0;                                                              \
+			}                                                                                             \
+		}                                                                                                     \
+		return found;                                                                                         \
 	}
 
 DEFINE_FIND_LANES(find_lanes_scalar, , rank_scalar, child_scalar)

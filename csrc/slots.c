@@ -67,7 +67,7 @@ int32_t memslots_table_init(struct memslots_table *table, uint32_t capacity)
 	lay_out(table, capacity);
 	table->capacity = capacity;
 	memset(used_of(table), 0, (capacity + 63) / 64 * sizeof(uint64_t));
-	memslots_update_levels(table, 0);
+	memslots_update_levels(table, 0, 0);
 	return 0;
 }
 
@@ -210,53 +210,78 @@ static const struct memslots_range *record(const void *list, uint32_t index, uin
 	return (const struct memslots_range *)((const char *)list + (size_t)index * stride);
 }
 
-/* memslots_upper() by the keys alone: the levels are out of date while a splice is at work. */
-static uint32_t position_above(const struct memslots_table *table, uint64_t gpa)
+static uint32_t position_of(const struct memslots_table *table, const struct memslots_range *range)
 {
-	uint32_t low = 0, high = table->count;
-
-	while (low < high) {
-		uint32_t middle = low + (high - low) / 2;
-
-		if (memslots_keys(table)[middle] <= gpa)
-			low = middle + 1;
-		else
-			high = middle;
-	}
-	return low;
+	return range->gpa == 0 ? 0 : memslots_upper(table, range->gpa - 1);
 }
 
+/*
+ * The keys between two records of the lists move by the number of adds below them less that of deletes, those that
+ * move down from the lowest on, then those that move up from the highest on: so none is overwritten before it has
+ * moved. Where a delete and an add meet, nothing moves at all, and that is what most changes are.
+ *
+ * Searches stay right while keys are on their way, by the levels as they were: what lies below a record lies below it
+ * wherever it is by then, and so above.
+ */
 void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t delete_count, const void *adds,
 		     uint32_t add_count, uint32_t stride)
 {
-	uint32_t count = table->count, lowest = count, i, from, to;
+	uint32_t count = table->count, d, a, from = 0, to, lowest = count, highest = 0;
+	int32_t shift = 0, most = 0;
 
-	/* Downwards: the keys between two deleted ones move once, by the number of deletes below them. */
-	for (i = 0, to = 0; i < delete_count; i++) {
-		const struct memslots_range *range = record(deletes, i, stride);
-		uint32_t next;
+	for (d = 0; d < delete_count; d++) {
+		uint32_t id = record(deletes, d, stride)->id;
 
-		from = position_above(table, range->gpa);
-		next = i + 1 < delete_count ? position_above(table, record(deletes, i + 1, stride)->gpa) - 1 : count;
-		used_of(table)[range->id / 64] &= ~(1ull << range->id % 64);
-		if (i == 0)
-			lowest = to = from - 1;
-		/* Searches stay right though half the keys have moved: all that did lie below the next delete. */
-		move_keys(table, to, from, next - from);
-		to += next - from;
+		used_of(table)[id / 64] &= ~(1ull << id % 64);
 	}
-	count -= delete_count;
-	set_count(table, count);
+	for (d = 0, a = 0; d < delete_count || a < add_count;) {
+		const struct memslots_range *delete = d < delete_count ? record(deletes, d, stride) : NULL;
+		const struct memslots_range *add = a < add_count ? record(adds, a, stride) : NULL;
 
-	/* Upwards, from the top: the keys between two added ones move once, by the number of adds below them. */
-	for (i = add_count, from = count; i-- > 0;) {
-		const struct memslots_range *range = record(adds, i, stride);
-		uint32_t position = position_above(table, range->gpa);
-
-		move_keys(table, position + i + 1, position, from - position);
-		set_key(table, position + i, range);
-		from = position;
+		if (delete &&(!add || delete->gpa <= add->gpa)) {
+			to = position_of(table, delete);
+			if (shift < 0)
+				move_keys(table, from + (uint32_t)shift, from, to - from);
+			from = to + 1;
+			shift--;
+			d++;
+		} else {
+			to = memslots_upper(table, add->gpa);
+			if (shift < 0) {
+				move_keys(table, from + (uint32_t)shift, from, to - from);
+				set_key(table, to + (uint32_t)shift, add);
+			}
+			from = to;
+			shift++;
+			a++;
+			most = shift > most ? shift : most;
+		}
+		lowest = to < lowest ? to : lowest;
+		highest = from + 1;
 	}
-	set_count(table, count + add_count);
-	memslots_update_levels(table, from < lowest ? from : lowest);
+	if (shift < 0)
+		move_keys(table, from + (uint32_t)shift, from, count - from);
+
+	for (to = count; most > 0 && (d > 0 || a > 0); to = from) {
+		const struct memslots_range *delete = d > 0 ? record(deletes, d - 1, stride) : NULL;
+		const struct memslots_range *add = a > 0 ? record(adds, a - 1, stride) : NULL;
+
+		if (add && (!delete || delete->gpa <= add->gpa)) {
+			from = memslots_upper(table, add->gpa);
+			if (shift > 0) {
+				move_keys(table, from + (uint32_t)shift, from, to - from);
+				set_key(table, from + (uint32_t)shift - 1, add);
+			}
+			shift--;
+			a--;
+		} else {
+			from = position_of(table, delete);
+			if (shift > 0)
+				move_keys(table, from + 1 + (uint32_t)shift, from + 1, to - from - 1);
+			shift++;
+			d--;
+		}
+	}
+	set_count(table, count - delete_count + add_count);
+	memslots_update_levels(table, lowest, add_count == delete_count ? highest : UINT32_MAX);
 }

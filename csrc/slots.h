@@ -23,7 +23,8 @@
  *        order     2          0            1          then one step to
  *        ranges  [0] 0x100000 ..  [1] 0xfffc0000 ..  [2] 0x0 ..
  *
- *    Inserting moves 12 bytes for each range above; ranges stay where they are, under their id.
+ *    Inserting moves 12 bytes for each range above, replacing a range none; ranges stay where they are, under
+ *    their id.
  */
 #ifndef MEMSLOTS_H
 #define MEMSLOTS_H
@@ -92,9 +93,9 @@ struct memslots_table {
 
 /* How a batch is searched. All find the same. */
 enum memslots_path {
-	MEMSLOTS_PATH_SCALAR = 0, /* any processor */
-	MEMSLOTS_PATH_AVX2 = 1,   /* native, x86-64 processors that have it */
-	MEMSLOTS_PATH_SIMD128 = 2,/* WASM */
+	MEMSLOTS_PATH_SCALAR = 0,  /* any processor */
+	MEMSLOTS_PATH_AVX2 = 1,    /* native, x86-64 processors that have it */
+	MEMSLOTS_PATH_SIMD128 = 2, /* WASM */
 };
 
 /* ---- tables (slots.c) ---- */
@@ -144,9 +145,10 @@ MEMSLOTS_EXPORT int32_t memslots_free_id(const struct memslots_table *table);
 /* Copies all ranges, by ascending GPA, to `out` (room for table->count): their number. */
 MEMSLOTS_EXPORT int32_t memslots_list(const struct memslots_table *table, struct memslots_range *out);
 
-/* Removes `delete_count` ranges by id and inserts `add_count`, both lists by ascending GPA, in one pass: each
- * key moves at most twice however long the lists are. Each range is the first member of a record of `stride`
- * bytes. The result must be free of overlap, and ids must be valid: this is for lists that the planner made,
+/* Removes `delete_count` ranges by id and inserts `add_count`, both lists by ascending GPA: each key moves at most
+ * once however long the lists are. Each range is the first member of a record of `stride`
+ * bytes. An add may take the id of a delete.
+ * The result must be free of overlap, and ids must be valid: this is for lists that the planner made,
  * or that were checked with the functions above. */
 void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t delete_count, const void *adds,
 		     uint32_t add_count, uint32_t stride);
@@ -162,8 +164,9 @@ int32_t memslots_find_exactly(const struct memslots_table *table, uint64_t gpa);
 /* memslots_upper() on a copy of a map that may be changing: then it may be wrong, but not above the table's capacity. */
 uint32_t memslots_upper_shared(const struct memslots_table *table, uint64_t gpa);
 
-/* Brings the levels up to date with the keys, of which those below position `from` haven't changed since. */
-void memslots_update_levels(struct memslots_table *table, uint32_t from);
+/* Brings the levels up to date with the keys, of which only those from position `from` to before `to` have changed
+ * since; UINT32_MAX if their number has. */
+void memslots_update_levels(struct memslots_table *table, uint32_t from, uint32_t to);
 
 static inline const uint64_t *memslots_level(const struct memslots_table *table, uint32_t level)
 {
@@ -228,6 +231,14 @@ MEMSLOTS_EXPORT int32_t memslots_map_commit(struct memslots_map *map, const stru
 					    uint32_t delete_count, const struct memslots_range *adds,
 					    uint32_t add_count, struct memslots_range *scratch,
 					    uint32_t scratch_capacity);
+
+/* ---- gates (gate.c): see ts/kvm/gate.ts, which says what their bits mean and does all waiting ---- */
+
+/* Counts the caller in, in the low bits of the word, unless a bit of `keep_out` is set in it: 1, or 0 if one is. */
+MEMSLOTS_EXPORT int32_t memslots_gate_enter(uint32_t *gate, uint32_t keep_out);
+
+/* Counts the caller out: the word as it was before. */
+MEMSLOTS_EXPORT int32_t memslots_gate_leave(uint32_t *gate);
 
 /* ---- the planner (plan.c) ---- */
 

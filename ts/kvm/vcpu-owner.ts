@@ -24,7 +24,10 @@ export interface VcpuCounters {
   readonly guestRounds: number;
 }
 
-/** Why a vCPU's guest stopped by itself; `crashed` if its thread ended without having been told to. */
+/**
+ * Why a vCPU's guest stopped by itself; `crashed` if its thread ended without having been told to, `dirty-ring-overrun`
+ * if KVM takes its dirty ring to be full for good.
+ */
 export interface VcpuStop {
   readonly reason: string;
   readonly gpa: number;

@@ -21,7 +21,7 @@ const liveInterval = 200;
 /** A recording on a page: the map, the scrubber, the findings, the table and the search. */
 export class RecordingView {
   readonly element: HTMLElement;
-  readonly map = new MapView();
+  readonly map = new MapView('Map of guest-physical memory', 'recording-keys');
   readonly strip: Strip;
   readonly #findings: Findings;
   readonly #table: LayoutTable;

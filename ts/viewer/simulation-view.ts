@@ -34,7 +34,7 @@ const pairs: readonly (readonly [Reshape, string, Reshape, string])[] = [
 /** Guests that read known words while the user changes the memory under them, naively or atomically. */
 export class SimulationView {
   readonly element: HTMLElement;
-  readonly map = new MapView();
+  readonly map = new MapView('Map of the simulated guest’s memory', 'simulation-keys');
   readonly mode: SimulationMode = globalThis.crossOriginIsolated ? 'threads' : 'stepper';
   readonly #sentence = element('p', { class: 'sentence', attributes: { 'aria-live': 'polite' } });
   readonly #cells: Record<Updates, HTMLElement[]>;

@@ -89,7 +89,13 @@ export class Timeline {
     name: uint32(),
     born: uint32(),
     died: uint32(),
+    /** Row of {@link places}: ranges that begin at the same address of the same space have the same. */
+    place: uint32(),
   };
+  /** Every address at which some range began. Few, where the same slots come and go. */
+  readonly places = { space: uint16(), gpa: float64() };
+  /** Every host-virtual address at which some slot's memory began, and the largest size of it. */
+  readonly hosts = { start: float64(), size: float64() };
   readonly transactions = {
     space: uint16(),
     time: float64(),
@@ -120,6 +126,9 @@ export class Timeline {
   readonly #nameOf = new Map<string, number>([['', 0]]);
   /** The range that a slot id, or a snapshot's range by its text, stands for now. One map a space. */
   readonly #alive: Map<number | string, number>[] = [];
+  /** By space: the row of {@link places} of an address. */
+  readonly #placeOf: Map<number, number>[] = [];
+  readonly #hostOf = new Map<number, number>();
   /** Number of the transaction as the grouper counts, which knows no snapshots. */
   #group = -1;
   #windowBegin: number | undefined;
@@ -391,7 +400,29 @@ export class Timeline {
     ranges.kind.push(values.kind);
     ranges.name.push(values.name);
     ranges.born.push(transaction);
+    ranges.place.push(this.#place(space, values.gpa));
+    if (this.spaces[space]!.source === 'slots') this.#host(values.host, values.size);
     return ranges.died.push(none);
+  }
+
+  #place(space: number, gpa: number): number {
+    const places = this.#placeOf[space]!;
+    let place = places.get(gpa);
+    if (place === undefined) {
+      this.places.space.push(space);
+      place = this.places.gpa.push(gpa);
+      places.set(gpa, place);
+    }
+    return place;
+  }
+
+  #host(start: number, size: number): void {
+    const { hosts } = this;
+    const row = this.#hostOf.get(start);
+    if (row === undefined) {
+      hosts.start.push(start);
+      this.#hostOf.set(start, hosts.size.push(size));
+    } else if (size > hosts.size.at(row)) hosts.size.set(row, size);
   }
 
   #space(vm: string, addressSpace: number, name: string, source: Space['source']): number {
@@ -401,6 +432,7 @@ export class Timeline {
       space = this.spaces.push({ vm, addressSpace, name, source }) - 1;
       this.#spaceOf.set(key, space);
       this.#alive.push(new Map());
+      this.#placeOf.push(new Map());
     }
     return space;
   }
