@@ -397,6 +397,16 @@ describe('everybody', () => {
       .getByRole('alert')
       .getByText(/bad.log: line 1 can't be read/)
       .waitFor();
+    await page.evaluate(
+      (text) => {
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([text], 'dropped.log'));
+        document.body.dispatchEvent(new DragEvent('drop', { dataTransfer, bubbles: true, cancelable: true }));
+      },
+      readFileSync(log, 'utf8'),
+    );
+    await page.getByText(`dropped.log · qemu · ${timeline.length} transactions`).waitFor();
+    expect(await page.getByRole('alert').count()).toBe(0);
     await page.context().close();
     await empty.close();
   });

@@ -112,7 +112,7 @@ async function openServed(token: string): Promise<void> {
       return;
     }
     app.markReady();
-    await app.follow(readTrace(response.body, { lenient: true }), name);
+    if (!(await app.follow(readTrace(response.body, { lenient: true }), name))) return;
     // Something else begins, or the server has ended: then the next fetch fails, and says so.
     await new Promise((resolve) => setTimeout(resolve, reconnectInterval));
   }
