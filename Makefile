@@ -110,6 +110,7 @@ coverage: build coverage/slots.so ## lines of the TypeScript and the C that the 
 SECONDS = 60
 FUZZERS = tables map plan
 FUZZ = test/artefacts/fuzz
+FUZZ_OPTIONS = -max_len=1000 -len_control=0 -artifact_prefix=$(FUZZ)/
 
 $(FUZZ)/%: test/fuzz/%.c test/fuzz/fuzz.h $(CORE) csrc/slots.h
 	@mkdir -p $(FUZZ)/corpus-$*
@@ -117,10 +118,17 @@ $(FUZZ)/%: test/fuzz/%.c test/fuzz/fuzz.h $(CORE) csrc/slots.h
 		-o $@ $< $(CORE)
 
 fuzz: $(FUZZERS:%=$(FUZZ)/%) dist/.built ## random input for the C core and the readers, for SECONDS=60 in all
-	@for target in $(FUZZERS); do echo "$$target:"; \
-		$(FUZZ)/$$target -max_total_time=$$(($(SECONDS) / 4 + 1)) -max_len=600 -verbosity=0 -print_final_stats=1 \
-			-artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus-$$target 2>&1 | grep -v ' 0$$' || exit 1; done
-	node test/fuzz/readers.mjs $$(($(SECONDS) / 4 + 1))
+	@for target in $(FUZZERS); do \
+		$(FUZZ)/$$target -max_total_time=$$(($(SECONDS) / 4 + 1)) $(FUZZ_OPTIONS) $(FUZZ)/corpus-$$target \
+			>$(FUZZ)/$$target.log 2>&1 || { tail -n 60 $(FUZZ)/$$target.log; exit 1; }; \
+		echo "$$target: $$(grep '^Done' $(FUZZ)/$$target.log), nothing found"; done
+	@node test/fuzz/readers.mjs $$(($(SECONDS) / 4 + 1))
+
+sanitize: $(FUZZERS:%=$(FUZZ)/%) ## the same random input for the C core each time, under sanitizers
+	@for target in $(FUZZERS); do \
+		$(FUZZ)/$$target -runs=10000 -seed=1 $(FUZZ_OPTIONS) >$(FUZZ)/$$target.log 2>&1 || \
+			{ tail -n 60 $(FUZZ)/$$target.log; exit 1; }; \
+		echo "$$target: $$(grep '^Done' $(FUZZ)/$$target.log), nothing found"; done
 
 clean: ## everything that can be made again
 	rm -rf dist coverage node_modules wasm-build/*.wasm wasm-build/*.so

@@ -232,6 +232,14 @@ MEMSLOTS_EXPORT int32_t memslots_map_commit(struct memslots_map *map, const stru
 					    uint32_t add_count, struct memslots_range *scratch,
 					    uint32_t scratch_capacity);
 
+/* ---- gates (gate.c): see ts/kvm/gate.ts, which says what their bits mean and does all waiting ---- */
+
+/* Counts the caller in, in the low bits of the word, unless a bit of `keep_out` is set in it: 1, or 0 if one is. */
+MEMSLOTS_EXPORT int32_t memslots_gate_enter(uint32_t *gate, uint32_t keep_out);
+
+/* Counts the caller out: the word as it was before. */
+MEMSLOTS_EXPORT int32_t memslots_gate_leave(uint32_t *gate);
+
 /* ---- the planner (plan.c) ---- */
 
 enum memslots_policy {

@@ -1,7 +1,7 @@
 import { MemoryRegion } from '../../ts/memory/region.js';
 import { guests, KvmPair, kvmMissing } from './kvm-pair.js';
 import type { Report } from './report.js';
-import { raceMeasured, type Sample } from './sampler.js';
+import { raceMeasured, type Sample, sampleOf } from './sampler.js';
 
 const mebibyte = 0x100000;
 const address = 0x40000000;
@@ -42,8 +42,8 @@ class Resizing {
 
 /** Nanoseconds a commit of ours and of the rival's, there and back in turns, with a vCPU inside before each. */
 function measure(report: Report, { pair }: Resizing, changes: readonly [() => void, () => void], window: boolean) {
-  // The first time there and back may leave other split points than there were.
-  for (let round = 0; round < 2; round++) for (const change of changes) change();
+  // The first time there and back may leave other split points than there were; and then V8 compiles.
+  for (let round = 0; round < report.budget(5000, 1500); round++) for (const change of changes) change();
   pair.mirror();
   const lists = changes.map((change) => pair.take(change));
   const rivalDoes = changes.map((_, index) =>
@@ -51,16 +51,16 @@ function measure(report: Report, { pair }: Resizing, changes: readonly [() => vo
   );
   const turn = (side: 'ours' | 'rival', does: readonly (() => void)[]) => () => {
     pair.run(side);
-    let spent = 0;
+    const spent: number[] = [];
     for (let index = 0; index < 2 * commitsATurn; index++) {
       // Only a window keeps the vCPU out, so that it has to come back.
       if (window || index === 0) pair.awaitInside(side);
       const start = process.hrtime.bigint();
       does[index % 2]!();
-      spent += Number(process.hrtime.bigint() - start);
+      spent.push(Number(process.hrtime.bigint() - start));
     }
     pair.pauseBoth();
-    return spent / (2 * commitsATurn);
+    return sampleOf(spent).median;
   };
   const contenders = { ours: turn('ours', changes), rival: turn('rival', rivalDoes) };
   const calls = lists.reduce((sum, { count }) => sum + count, 0) / 2;

@@ -28,13 +28,45 @@ export async function kvmMissing(): Promise<string | undefined> {
   }
 }
 
-/** `mov al, …; jmp` and the like: what both guests run. */
+/** Where in its page of code the guest that touches pages has its mailbox. */
+const mailboxOffset = 0x800;
+
+/** What both guests run: 32-bit code for flat segments. */
 export const guests = {
   /** Spins. */
   spin: [0xeb, 0xfe],
   /** Writes to a port for ever: each is an exit. */
   port: [0xe6, 0x80, 0xeb, 0xfc],
+  /** Touches pages as its mailbox says; see rivals.h. The jumps' distances are worked out by hand. */
+  touch: (address: number): number[] => [
+    ...[0xbb, ...word(address + mailboxOffset)], //      0       mov ebx, mailbox
+    ...[0xf3, 0x90], //                                  5 wait: pause
+    ...[0x8b, 0x03], //                                  7       mov eax, [ebx]        ; sequence
+    ...[0x3b, 0x43, 0x04], //                            9       cmp eax, [ebx + 4]    ; done
+    ...[0x74, 0xf7], //                                 12       je wait (5)
+    ...[0x8b, 0x7b, 0x08], //                           14 walk: mov edi, [ebx + 8]    ; start
+    ...[0x8b, 0x4b, 0x0c], //                           17       mov ecx, [ebx + 12]   ; pages
+    ...[0x8b, 0x53, 0x10], //                           20       mov edx, [ebx + 16]   ; write
+    ...[0x85, 0xc9], //                                 23 next: test ecx, ecx
+    ...[0x74, 0x13], //                                 25       jz walked (46)
+    ...[0x85, 0xd2], //                                 27       test edx, edx
+    ...[0x74, 0x04], //                                 29       jz read (35)
+    ...[0x89, 0x07], //                                 31       mov [edi], eax
+    ...[0xeb, 0x02], //                                 33       jmp step (37)
+    ...[0x8b, 0x37], //                                 35 read: mov esi, [edi]
+    ...[0x81, 0xc7, 0x00, 0x10, 0x00, 0x00], //         37 step: add edi, 4096
+    ...[0x49], //                                       43       dec ecx
+    ...[0xeb, 0xe9], //                                 44       jmp next (23)
+    ...[0x83, 0x7b, 0x14, 0x00], //                     46 walked: cmp dword [ebx + 20], 0 ; repeat
+    ...[0x75, 0xda], //                                 50       jne walk (14)
+    ...[0x89, 0x43, 0x04], //                           52       mov [ebx + 4], eax
+    ...[0xeb, 0xcc], //                                 55       jmp wait (5)
+  ],
 } as const;
+
+function word(value: number): number[] {
+  return [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
+}
 
 /** The same virtual machine twice: one of this library's, and one in C alone, with the same guest and host memory. */
 export class KvmPair {
@@ -155,6 +187,16 @@ export class KvmPair {
       this.#vcpu!.pause();
       this.rivals.vmResume(this.#vmAddress);
     }
+  }
+
+  /** Has the guest that runs touch `pages` pages from `start` on, once or until {@link end}. */
+  begin(start: number, pages: number, write: boolean, repeat: boolean): void {
+    this.rivals.begin(this.#code.hostAddress + mailboxOffset, start, pages, Number(write), Number(repeat));
+  }
+
+  /** Waits until it has. */
+  end(): void {
+    if (this.rivals.end(this.#code.hostAddress + mailboxOffset) < 0) throw new Error("the guest doesn't answer");
   }
 
   pauseBoth(): void {

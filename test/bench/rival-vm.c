@@ -212,6 +212,14 @@ void rival_vm_close(struct rival_vm *vm)
 	close(vm->device);
 }
 
+double rival_thread_time(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
+}
+
 static double seconds(void)
 {
 	struct timespec now;
@@ -220,16 +228,22 @@ static double seconds(void)
 	return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-int32_t rival_touch(volatile struct rival_mailbox *mailbox, uint32_t start, uint32_t pages, uint32_t write)
+void rival_begin(volatile struct rival_mailbox *mailbox, uint32_t start, uint32_t pages, uint32_t write,
+		 uint32_t repeat)
 {
-	double deadline = seconds() + 10;
-	uint32_t sequence = mailbox->sequence + 1;
-
 	mailbox->start = start;
 	mailbox->pages = pages;
 	mailbox->write = write;
-	__atomic_store_n(&mailbox->sequence, sequence, __ATOMIC_SEQ_CST);
-	while (__atomic_load_n(&mailbox->done, __ATOMIC_SEQ_CST) != sequence)
+	mailbox->repeat = repeat;
+	__atomic_store_n(&mailbox->sequence, mailbox->sequence + 1, __ATOMIC_SEQ_CST);
+}
+
+int32_t rival_end(volatile struct rival_mailbox *mailbox)
+{
+	double deadline = seconds() + 10;
+
+	__atomic_store_n(&mailbox->repeat, 0, __ATOMIC_SEQ_CST);
+	while (__atomic_load_n(&mailbox->done, __ATOMIC_SEQ_CST) != mailbox->sequence)
 		if (seconds() > deadline)
 			return -ETIMEDOUT;
 	return 0;

@@ -18,6 +18,9 @@ struct rival_slot {
 	uint32_t reserved[2];
 };
 
+/* Nanoseconds that the calling thread has had of a processor: what others take of it doesn't count. */
+RIVAL double rival_thread_time(void);
+
 /* ---- look-ups: ids[i] becomes the id of the slot that holds gpas[i], or -2; the number found (rivals.c) ---- */
 
 /* QEMU's method: all slots in the order of their ids until one fits. */
@@ -92,13 +95,18 @@ RIVAL void rival_vm_close(struct rival_vm *vm);
 
 /* ---- a guest that touches pages on command (rival-vm.c) ---- */
 
-/* Shared with the guest: it waits for `sequence` to differ from `done`, then touches `pages` pages from `start` on. */
+/* Shared with the guest: it waits for `sequence` to differ from `done`, touches `pages` pages from `start` on, again
+ * and again while `repeat` is set, and then makes them equal. */
 struct rival_mailbox {
-	uint32_t sequence, done, start, pages, write;
+	uint32_t sequence, done, start, pages, write, repeat;
 };
 
-/* Has the guest touch pages, and waits until it has: 0, or -ETIMEDOUT after 10 s. */
-RIVAL int32_t rival_touch(volatile struct rival_mailbox *mailbox, uint32_t start, uint32_t pages, uint32_t write);
+/* Has the guest begin to touch pages. */
+RIVAL void rival_begin(volatile struct rival_mailbox *mailbox, uint32_t start, uint32_t pages, uint32_t write,
+		       uint32_t repeat);
+
+/* Has it touch them no more, and waits until it has come to the end of them: 0, or -ETIMEDOUT after 10 s. */
+RIVAL int32_t rival_end(volatile struct rival_mailbox *mailbox);
 
 /* Gives host pages back, `chunk` bytes at a time, as memory that is unmapped: the guest faults when it touches them. */
 RIVAL int32_t rival_discard(uint64_t host, uint64_t size, uint64_t chunk);

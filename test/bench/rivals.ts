@@ -1,10 +1,11 @@
 import { createRequire } from 'node:module';
 import type { Arena } from '../../ts/core/arena.js';
-import { loadNativeLibrary, type NativeLibrary } from '../../ts/core/native.js';
+import { addressOf, loadNativeLibrary, type NativeLibrary } from '../../ts/core/native.js';
 
 /** The functions of rivals.h. Places are addresses, as {@link Rivals.address} gives them. */
 export interface Rivals {
   readonly native: NativeLibrary;
+  threadTime(): number;
   /** Where native code sees offset `offset` of an arena. */
   address(arena: Arena, offset: number): number;
   findLinear(slots: number, slotCount: number, gpas: number, ids: number, count: number): number;
@@ -47,7 +48,8 @@ export interface Rivals {
   vmSetInWindow(vm: number, regions: number, count: number): number;
   vmRoundTrips(vm: number, count: number): number;
   vmClose(vm: number): void;
-  touch(mailbox: number, start: number, pages: number, write: number): number;
+  begin(mailbox: number, start: number, pages: number, write: number, repeat: number): void;
+  end(mailbox: number): number;
   discard(host: number, size: number, chunk: number): number;
 }
 
@@ -64,7 +66,8 @@ export function loadRivals(): Rivals {
   const search = [p, p, p, n, p, p, n].join();
   loaded = {
     native,
-    address: (arena, offset) => arena.nativeBase(native) + offset,
+    threadTime: call('double', 'thread_time', 'void'),
+    address: (arena, offset) => addressOf(arena) + offset,
     findLinear: call('int32_t', 'find_linear', [p, n, p, p, n].join()),
     findBranchy: call('int32_t', 'find_branchy', search),
     findBranchless: call('int32_t', 'find_branchless', search),
@@ -81,7 +84,8 @@ export function loadRivals(): Rivals {
     vmSetInWindow: call('int32_t', 'vm_set_in_window', [p, p, n].join()),
     vmRoundTrips: call('int32_t', 'vm_round_trips', [p, n].join()),
     vmClose: call('void', 'vm_close', p),
-    touch: call('int32_t', 'touch', [p, n, n, n].join()),
+    begin: call('void', 'begin', [p, n, n, n, n].join()),
+    end: call('int32_t', 'end', p),
     discard: call('int32_t', 'discard', 'uint64_t, uint64_t, uint64_t'),
   };
   return loaded;

@@ -1,3 +1,5 @@
+import { loadRivals } from './rivals.js';
+
 /** Measuring several things against each other, in turns, so that a busy machine slows them all alike. */
 
 /** Something to be measured. */
@@ -31,11 +33,12 @@ export interface RaceOptions {
 
 const nanoseconds = (): number => Number(process.hrtime.bigint());
 
-/** Times `repeats` calls: nanoseconds a call. */
+/** Times `repeats` calls: nanoseconds of processor time a call, so that other processes only cost what they displace. */
 function time(run: () => unknown, repeats: number): number {
-  const start = process.hrtime.bigint();
+  const { threadTime } = loadRivals();
+  const start = threadTime();
   for (let index = 0; index < repeats; index++) run();
-  return Number(process.hrtime.bigint() - start) / repeats;
+  return (threadTime() - start) / repeats;
 }
 
 /** How many calls make a turn long enough to be measured. Warms up as well. */
@@ -53,7 +56,10 @@ function repeatsFor({ run, before, after }: Contender, turn: number): number {
   }
 }
 
-/** Lets all contenders have turn after turn, A B C B C A C A B …, and gives the median of each one's turns. */
+/**
+ * Lets all contenders have turn after turn, A B C B C A C A B …, and gives the median of each one's turns. For
+ * what computes: what waits is to be measured by {@link raceMeasured}.
+ */
 export function race<Name extends string>(
   contenders: Readonly<Record<Name, Contender>>,
   options: RaceOptions,
@@ -72,6 +78,26 @@ export function race<Name extends string>(
       const spent = time(contender.run, repeats.get(name)!);
       contender.after?.();
       turns.get(name)!.push(spent / (contender.operations ?? 1));
+    }
+  }
+  return Object.fromEntries(names.map((name) => [name, sampleOf(turns.get(name)!)])) as Record<Name, Sample>;
+}
+
+/** The same for turns that measure themselves: each call is one turn and answers nanoseconds an operation. */
+export function raceMeasured<Name extends string>(
+  contenders: Readonly<Record<Name, () => number>>,
+  options: Pick<RaceOptions, 'milliseconds' | 'leastTurns'>,
+): Record<Name, Sample> {
+  const names = Object.keys(contenders) as Name[];
+  const turns = new Map<Name, number[]>(names.map((name) => [name, []]));
+  for (const name of names) contenders[name]();
+  const start = nanoseconds();
+  for (let round = 0; ; round++) {
+    const enough = nanoseconds() - start > options.milliseconds * 1e6;
+    if (enough && round >= (options.leastTurns ?? 5)) break;
+    for (let index = 0; index < names.length; index++) {
+      const name = names[(round + index) % names.length]!;
+      turns.get(name)!.push(contenders[name]());
     }
   }
   return Object.fromEntries(names.map((name) => [name, sampleOf(turns.get(name)!)])) as Record<Name, Sample>;

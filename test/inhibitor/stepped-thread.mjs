@@ -1,5 +1,5 @@
 // A thread whose every access to the words of the gates is a step that steps.ts allows, one thread at a time. It runs
-// the built code as it is: what is replaced are the functions of Atomics, and the clock.
+// the built code as it is: what is replaced are the functions of Atomics, the two that C has of a gate, and the clock.
 import { parentPort, workerData } from 'node:worker_threads';
 import { Arena } from '../../dist/core/arena.js';
 import { createArena } from '../../dist/core/node.js';
@@ -85,11 +85,24 @@ const faults = {
   },
 };
 
+/** The two steps that C takes (csrc/gate.c), in steps that can be allowed. */
+function stepThrough({ wasm }) {
+  wasm.gate_enter = (gate, keepOut) => {
+    for (;;) {
+      const word = Atomics.load(words, gate >>> 2);
+      if (word & keepOut) return 0;
+      if (Atomics.compareExchange(words, gate >>> 2, word, word + 1) === word) return 1;
+    }
+  };
+  wasm.gate_leave = (gate) => Atomics.sub(words, gate >>> 2, 1);
+}
+
 let control;
 
 function vcpu({ arena: handle, line, map, scratch, index, ...rest }) {
   const arena = Arena.attach(handle);
   words = arena.words;
+  stepThrough(arena);
   control = rest.control;
   const interrupted = { reason: 'interrupted', gpa: 0, size: 0, write: false, data: new Uint8Array(8), detail: 0 };
   const immediateExit = (line >>> 2) + lineWords.immediateExit;
@@ -120,6 +133,7 @@ function vcpu({ arena: handle, line, map, scratch, index, ...rest }) {
 function caller({ arena: handle, commonLine, ...rest }) {
   const arena = Arena.attach(handle);
   words = arena.words;
+  stepThrough(arena);
   control = rest.control;
   const gate = new Gate(arena, control, commonLine);
   return ({ calls }) => {

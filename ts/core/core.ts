@@ -26,6 +26,8 @@ export const signatures = {
   map_commit: ['offset', 'offset', 'count', 'offset', 'count', 'offset', 'count'],
   plan: ['offset', 'offset', 'offset', 'offset', 'offset', 'offset', 'offset', 'offset', 'offset'],
   apply: ['offset', 'offset', 'offset', 'count'],
+  gate_enter: ['offset', 'count'],
+  gate_leave: ['offset'],
   layout: ['offset', 'count'],
   nothing: [],
 } as const satisfies Record<string, readonly ParameterKind[]>;

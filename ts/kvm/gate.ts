@@ -1,4 +1,5 @@
 import { Arena, type ArenaHandle } from '../core/arena.js';
+import type { Core } from '../core/core.js';
 
 /**
  * Gates keep ioctls and memory-slot updates apart. Each vCPU has one, on a cache line pair of its own; one more is for
@@ -72,7 +73,9 @@ export interface GateHandle {
 
 /** A gate as seen by those who go through it: a vCPU's thread, or any thread for the common gate. */
 export class Gate {
+  readonly #core: Core;
   readonly #words: Int32Array;
+  readonly #line: number;
   readonly #gate: number;
   readonly #control: number;
   /** Whether this thread has set the word of the same name. */
@@ -80,7 +83,10 @@ export class Gate {
 
   /** `control` and `line` are arena offsets in bytes of the control line and of the gate's own line. */
   constructor(arena: Arena, control: number, line: number) {
+    // Atomics are calls in V8; in WASM they are instructions.
+    this.#core = arena.wasm;
     this.#words = arena.words;
+    this.#line = line;
     this.#gate = line >>> 2;
     this.#control = control >>> 2;
   }
@@ -95,8 +101,8 @@ export class Gate {
    * followed by {@link leave}, also when what is done inside throws.
    */
   enter(): boolean {
-    const words = this.#words;
-    for (;;) {
+    while (this.#core.gate_enter(this.#line, keepOut) === 0) {
+      const words = this.#words;
       // Before the gate: whoever opens it afterwards bumps the epoch, and the wait below returns at once.
       const epoch = Atomics.load(words, this.#control + controlWords.epoch);
       const word = Atomics.load(words, this.#gate);
@@ -105,10 +111,9 @@ export class Gate {
         this.#keptOut = true;
         Atomics.store(words, this.#gate + lineWords.keptOut, 1);
         Atomics.wait(words, this.#control + controlWords.epoch, epoch);
-        continue;
       }
-      if (Atomics.compareExchange(words, this.#gate, word, word + 1) === word) return true;
     }
+    return true;
   }
 
   /**
@@ -131,7 +136,7 @@ export class Gate {
 
   /** Comes out, and tells the owner if it is waiting for that. */
   leave(): void {
-    if (Atomics.sub(this.#words, this.#gate, 1) & gateBits.shut) this.#tellOwner();
+    if (this.#core.gate_leave(this.#line) & gateBits.shut) this.#tellOwner();
   }
 
   /**

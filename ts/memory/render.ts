@@ -39,7 +39,8 @@ export function rerender(
 ): { view: FlatView; changes: readonly Change[] } {
   const wide = widen(view, windows);
   const rendered = sweep(fragments(root, wide, work), work);
-  const ranges: FlatRange[] = [];
+  // Whole stretches at a time: what stays is most of a large view.
+  const stretches: (readonly FlatRange[])[] = [];
   const changes: Change[] = [];
   let kept = 0;
   let next = 0;
@@ -50,16 +51,16 @@ export function rerender(
     while (next < rendered.length && rendered[next]!.gpa < end) next++;
     const before = view.ranges.slice(first, last);
     const after = reuse(before, rendered.slice(begin, next));
-    for (; kept < first; kept++) ranges.push(view.ranges[kept]!);
-    for (const range of after) ranges.push(range);
+    stretches.push(view.ranges.slice(kept, first), after);
     kept = last;
     if (before.length !== after.length || before.some((range, index) => range !== after[index])) {
       changes.push({ before, after });
     }
   }
   if (changes.length === 0) return { view, changes };
-  for (; kept < view.ranges.length; kept++) ranges.push(view.ranges[kept]!);
-  return { view: new FlatView(ranges), changes };
+  stretches.push(view.ranges.slice(kept));
+  const ranges: FlatRange[] = [];
+  return { view: new FlatView(ranges.concat(...stretches)), changes };
 }
 
 /**
