@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { MemorySlotsError } from '../core/errors.js';
-import { withServer, withTrace } from '../viewer/document.js';
+import { withServer, withTrace } from '../core/page-document.js';
 import { type Command, UsageError, type Values } from './command.js';
 import { followPrograms, followQemu, type LiveSource } from './view-live.js';
 import { type ServedTrace, startViewServer } from './view-server.js';

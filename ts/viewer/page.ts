@@ -1,6 +1,6 @@
+import { type InlineTrace, withTrace } from '../core/page-document.js';
 import { readTrace } from '../trace/index.js';
 import { App } from './app.js';
-import { type InlineTrace, withTrace } from './document.js';
 import { button, element } from './element.js';
 
 // Before anything changes it: what an export starts from.
