@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { gunzipSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { withServer, withTrace } from '../../ts/viewer/document.js';
+import { withServer, withTrace } from '../../ts/core/page-document.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const log = join(root, 'test/data/qemu/churn-pc-qemu10.0.log');

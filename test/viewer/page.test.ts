@@ -9,8 +9,8 @@ import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { startViewServer, type ViewServer } from '../../ts/cli/view-server.js';
 import { createArena } from '../../ts/core/node.js';
+import { withServer } from '../../ts/core/page-document.js';
 import { readTrace } from '../../ts/trace/index.js';
-import { withServer } from '../../ts/viewer/document.js';
 import { History } from '../../ts/viewer/history.js';
 import { Timeline } from '../../ts/viewer/timeline.js';
 import { missingBrowser, startBrowser } from './browser.js';
@@ -397,6 +397,16 @@ describe('everybody', () => {
       .getByRole('alert')
       .getByText(/bad.log: line 1 can't be read/)
       .waitFor();
+    await page.evaluate(
+      (text) => {
+        const dataTransfer = new DataTransfer();
+        dataTransfer.items.add(new File([text], 'dropped.log'));
+        document.body.dispatchEvent(new DragEvent('drop', { dataTransfer, bubbles: true, cancelable: true }));
+      },
+      readFileSync(log, 'utf8'),
+    );
+    await page.getByText(`dropped.log · qemu · ${timeline.length} transactions`).waitFor();
+    expect(await page.getByRole('alert').count()).toBe(0);
     await page.context().close();
     await empty.close();
   });

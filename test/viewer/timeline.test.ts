@@ -3,7 +3,8 @@ import { describe, expect, test } from 'vitest';
 import { groupTransactions, readTrace, type TraceEvent } from '../../ts/trace/index.js';
 import { History } from '../../ts/viewer/history.js';
 import { marks, momentOf } from '../../ts/viewer/lanes.js';
-import { noSlot, Timeline } from '../../ts/viewer/timeline.js';
+import { noSlot } from '../../ts/viewer/records.js';
+import { Timeline } from '../../ts/viewer/timeline.js';
 import { describeTransaction } from '../../ts/viewer/words.js';
 
 const folder = new URL('../data/qemu/', import.meta.url);

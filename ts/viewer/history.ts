@@ -1,6 +1,7 @@
 import { Axis } from './axis.js';
 import { float64, lowerBound, upperBound } from './columns.js';
-import { none, type Timeline } from './timeline.js';
+import { none } from './records.js';
+import type { Timeline } from './timeline.js';
 
 /** Stretches of host memory that ranges show. */
 export interface HostBlocks {

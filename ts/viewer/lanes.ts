@@ -1,6 +1,7 @@
 import { READONLY } from '../trace/index.js';
 import type { History } from './history.js';
-import { kinds, none, noSlot, type Timeline, unnumbered } from './timeline.js';
+import { kinds, none, noSlot, unnumbered } from './records.js';
+import type { Timeline } from './timeline.js';
 
 /** How something of the present transaction is told apart, by more than its colour. */
 export const marks = ['kept', 'deleted', 'created', 'changed', 'hole'] as const;

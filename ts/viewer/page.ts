@@ -1,6 +1,6 @@
+import { type InlineTrace, withTrace } from '../core/page-document.js';
 import { readTrace } from '../trace/index.js';
 import { App } from './app.js';
-import { type InlineTrace, withTrace } from './document.js';
 import { button, element } from './element.js';
 
 // Before anything changes it: what an export starts from.
@@ -112,7 +112,7 @@ async function openServed(token: string): Promise<void> {
       return;
     }
     app.markReady();
-    await app.follow(readTrace(response.body, { lenient: true }), name);
+    if (!(await app.follow(readTrace(response.body, { lenient: true }), name))) return;
     // Something else begins, or the server has ended: then the next fetch fails, and says so.
     await new Promise((resolve) => setTimeout(resolve, reconnectInterval));
   }
