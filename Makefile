@@ -5,6 +5,7 @@ CC ?= cc
 TOOL = wasm-build/tool.sh
 EMCC ?= $(TOOL) emscripten emcc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
+STRICT = $(CFLAGS) -Wshadow -Wconversion -Wno-sign-conversion -fsyntax-only
 CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
@@ -24,7 +25,7 @@ DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
 # The compiler for the library whose platform is $*.
 LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 
-.PHONY: help build arm64 pack-files test demo bench verify lint lint-c clean
+.PHONY: help build arm64 pack-files test demo bench verify lint lint-c docs coverage fuzz sanitize clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -88,6 +89,10 @@ lint-c:
 	$(TOOL) gcc gcc $(STRICT) $(CORE) csrc/kvm.c
 	$(TOOL) clang clang $(STRICT) $(CORE) csrc/kvm.c
 
+docs: build ## the manual page and the API reference, from the commands' tables and the doc comments
+	node dist/cli.js --man > docs/memslots.1.new && mv docs/memslots.1.new docs/memslots.1
+	node docs/api.mjs
+
 # Counters go to a file as they count, so that a process that is killed loses none.
 coverage/slots.so: $(CORE) csrc/kvm.c $(HEADERS)
 	@mkdir -p coverage
@@ -105,6 +110,7 @@ coverage: build coverage/slots.so ## lines of the TypeScript and the C that the 
 SECONDS = 60
 FUZZERS = tables map plan
 FUZZ = test/artefacts/fuzz
+FUZZ_OPTIONS = -max_len=1000 -len_control=0 -artifact_prefix=$(FUZZ)/
 
 $(FUZZ)/%: test/fuzz/%.c test/fuzz/fuzz.h $(CORE) csrc/slots.h
 	@mkdir -p $(FUZZ)/corpus-$*
@@ -112,10 +118,17 @@ $(FUZZ)/%: test/fuzz/%.c test/fuzz/fuzz.h $(CORE) csrc/slots.h
 		-o $@ $< $(CORE)
 
 fuzz: $(FUZZERS:%=$(FUZZ)/%) dist/.built ## random input for the C core and the readers, for SECONDS=60 in all
-	@for target in $(FUZZERS); do echo "$$target:"; \
-		$(FUZZ)/$$target -max_total_time=$$(($(SECONDS) / 4 + 1)) -max_len=600 -verbosity=0 -print_final_stats=1 \
-			-artifact_prefix=$(FUZZ)/ $(FUZZ)/corpus-$$target 2>&1 | grep -v ' 0$$' || exit 1; done
-	node test/fuzz/readers.mjs $$(($(SECONDS) / 4 + 1))
+	@for target in $(FUZZERS); do \
+		$(FUZZ)/$$target -max_total_time=$$(($(SECONDS) / 4 + 1)) $(FUZZ_OPTIONS) $(FUZZ)/corpus-$$target \
+			>$(FUZZ)/$$target.log 2>&1 || { tail -n 60 $(FUZZ)/$$target.log; exit 1; }; \
+		echo "$$target: $$(grep '^Done' $(FUZZ)/$$target.log), nothing found"; done
+	@node test/fuzz/readers.mjs $$(($(SECONDS) / 4 + 1))
+
+sanitize: $(FUZZERS:%=$(FUZZ)/%) ## the same random input for the C core each time, under sanitizers
+	@for target in $(FUZZERS); do \
+		$(FUZZ)/$$target -runs=10000 -seed=1 $(FUZZ_OPTIONS) >$(FUZZ)/$$target.log 2>&1 || \
+			{ tail -n 60 $(FUZZ)/$$target.log; exit 1; }; \
+		echo "$$target: $$(grep '^Done' $(FUZZ)/$$target.log), nothing found"; done
 
 clean: ## everything that can be made again
 	rm -rf dist coverage node_modules wasm-build/*.wasm wasm-build/*.so

@@ -116,7 +116,7 @@ static int collides(const struct memslots_table *table, const struct memslots_ra
 static int32_t assign_ids(const struct memslots_table *table, const struct memslots_range *deletes,
 			  uint32_t delete_count, struct memslots_range *adds, uint32_t add_count)
 {
-	uint32_t i, reused = 0, word = 0;
+	uint32_t i, reused = 0, slice = 0;
 	uint64_t taken = 0;
 
 	for (i = 0; i < add_count; i++) {
@@ -126,13 +126,13 @@ static int32_t assign_ids(const struct memslots_table *table, const struct memsl
 			adds[i].id = deletes[reused++].id;
 			continue;
 		}
-		while (word * 64 < table->capacity && (memslots_used(table)[word] | taken) == ~0ull) {
-			word++;
+		while (slice * 64 < table->capacity && (memslots_used(table)[slice] | taken) == ~0ull) {
+			slice++;
 			taken = 0;
 		}
-		adds[i].id = word * 64;
-		if (word * 64 < table->capacity)
-			adds[i].id += (uint32_t)__builtin_ctzll(~(memslots_used(table)[word] | taken));
+		adds[i].id = slice * 64;
+		if (slice * 64 < table->capacity)
+			adds[i].id += (uint32_t)__builtin_ctzll(~(memslots_used(table)[slice] | taken));
 		if (adds[i].id >= table->capacity)
 			return -MEMSLOTS_ENOSPC;
 		taken |= 1ull << adds[i].id % 64;

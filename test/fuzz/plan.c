@@ -44,8 +44,8 @@ static void pages_of_sections(const struct list *sections, struct page pages[SPA
 		if (!(section->flags & MEMSLOTS_BACKED))
 			continue;
 		for (uint64_t p = first; p < end; p++)
-			pages[section->address_space][p] = (struct page){
-				section->host + (p * PAGE - section->gpa), section->flags & MEMSLOTS_KVM_FLAGS};
+			pages[section->address_space][p] = (struct page){section->host + (p * PAGE - section->gpa),
+									 section->flags & MEMSLOTS_KVM_FLAGS};
 	}
 }
 
@@ -136,9 +136,9 @@ static void execute(struct world *world, const struct memslots_plan *plan, const
 			torn_down += slot->size;
 			for (p = (uint32_t)(slot->gpa / PAGE); p < memslots_end(slot) / PAGE; p++) {
 				const struct page *old = &before[slot->address_space][p];
-				const struct page *new = &wanted[slot->address_space][p];
+				const struct page *next = &wanted[slot->address_space][p];
 
-				if (new->host == old->host && new->flags == old->flags)
+				if (next->host == old->host && next->flags == old->flags)
 					remapped += PAGE;
 			}
 		}

@@ -1,7 +1,9 @@
 /* Tables of ranges against a plain array that is searched from end to end. */
 #include "fuzz.h"
 
-#define IDS 40u
+/* Several levels of keys, and some batches that fill no vector. */
+#define IDS 200u
+#define BATCH 37u
 #define UNIT 0x1000u
 
 struct model {
@@ -80,20 +82,45 @@ static void compare(const struct memslots_table *table, const struct model *mode
 	}
 }
 
-static struct memslots_range read_range(struct input *input)
+/* Half the time close to a range that is there. */
+static uint64_t read_gpa(struct input *input, const struct model *model)
+{
+	uint32_t choice = take(input);
+	uint64_t gpa;
+
+	if (choice & 1)
+		gpa = model->ranges[take(input) % model->capacity].gpa + (choice >> 1) % 32 * (UNIT / 2);
+	else
+		gpa = (take(input) << 8 | take(input)) * (uint64_t)(UNIT / 2);
+	return gpa;
+}
+
+static struct memslots_range read_range(struct input *input, const struct model *model)
 {
 	struct memslots_range range;
 
 	memset(&range, 0, sizeof(range));
-	range.gpa = take(input) * UNIT;
+	range.gpa = read_gpa(input, model);
 	range.size = take(input) % 16 * UNIT;
 	/* Now and then up to the end of all addresses, and past it. */
-	if (range.gpa == 0xff * UNIT)
+	if (range.gpa == 0x1000 * UNIT)
 		range.gpa = ~0ull - UNIT * 8 + 1;
 	range.host = range.gpa + 0x100000000ull;
 	range.region = take(input);
-	range.id = range.region < 64 ? range.region : MEMSLOTS_ANY_ID;
+	range.id = range.region < 64 ? range.region * 3 : MEMSLOTS_ANY_ID;
 	return range;
+}
+
+/* Many at once, evenly spaced, so that tables get deep. */
+static void insert_many(struct memslots_table *table, struct model *model, struct input *input)
+{
+	uint64_t gpa = (take(input) << 8) * (uint64_t)UNIT, step = (1 + take(input) % 8) * UNIT;
+
+	for (uint32_t count = take(input) % 64; count > 0; count--, gpa += step) {
+		struct memslots_range range = {.gpa = gpa, .size = UNIT, .id = MEMSLOTS_ANY_ID};
+
+		CHECK(memslots_insert(table, &range) == insert(model, &range));
+	}
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -105,18 +132,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	CHECK(memslots_table_init(table, model.capacity) == 0);
 	while (input.next < input.end) {
 		uint32_t what = take(&input) % 8;
-		uint64_t gpa = take(&input) * (UNIT / 2);
+		uint64_t gpa = read_gpa(&input, &model);
 		struct memslots_range range;
 
 		switch (what) {
 		case 0:
+			insert_many(table, &model, &input);
+			break;
 		case 1:
 		case 2:
-			range = read_range(&input);
+			range = read_range(&input, &model);
 			CHECK(memslots_insert(table, &range) == insert(&model, &range));
 			break;
 		case 3: {
-			uint32_t id = (uint32_t)(gpa / UNIT) % 64;
+			uint32_t id = take(&input) % IDS;
 			int32_t expected = id < model.capacity && model.used[id] ? 0 : -MEMSLOTS_ENOENT;
 
 			CHECK(memslots_remove(table, id) == expected);
@@ -131,7 +160,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		case 5: {
 			int32_t id, expected;
 
-			range = read_range(&input);
+			range = read_range(&input, &model);
 			id = holder(&model, range.gpa);
 			expected = id >= 0 && model.ranges[id].gpa == range.gpa && model.ranges[id].size == range.size;
 			CHECK(memslots_match(table, &range) == (expected ? id : -MEMSLOTS_ENOENT));
@@ -140,16 +169,20 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 			break;
 		}
 		case 6: {
-			uint64_t gpas[4];
-			int32_t ids[4], found = 0;
+			uint32_t paths[] = {MEMSLOTS_PATH_SCALAR, (uint32_t)memslots_best_path()};
+			uint32_t count = take(&input) % BATCH;
+			uint64_t gpas[BATCH];
+			int32_t ids[BATCH], found = 0;
 
-			for (int i = 0; i < 4; i++)
-				gpas[i] = take(&input) * UNIT;
-			for (int i = 0; i < 4; i++)
+			for (uint32_t i = 0; i < count; i++) {
+				gpas[i] = read_gpa(&input, &model);
 				found += holder(&model, gpas[i]) >= 0;
-			CHECK(memslots_find_batch(table, gpas, ids, 4, (uint32_t)memslots_best_path()) == found);
-			for (int i = 0; i < 4; i++)
-				CHECK(ids[i] == holder(&model, gpas[i]));
+			}
+			for (uint32_t path = 0; path < 2; path++) {
+				CHECK(memslots_find_batch(table, gpas, ids, count, paths[path]) == found);
+				for (uint32_t i = 0; i < count; i++)
+					CHECK(ids[i] == holder(&model, gpas[i]));
+			}
 			break;
 		}
 		default:

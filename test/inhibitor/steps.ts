@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import { Worker } from 'node:worker_threads';
 import { controlWords, lineWords } from '../../ts/kvm/gate.js';
+import { randomFrom } from '../../ts/testing/random.js';
 
 /** What a thread wants to do next. The order is that of stepped-thread.mjs. */
 const operations = [
@@ -233,20 +234,9 @@ class Run {
   }
 }
 
-/** A generator of numbers from 0 to 1 that gives the same for the same seed. */
-export function randomNumbers(seed: number): () => number {
-  let state = seed >>> 0 || 1;
-  return () => {
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    return (state >>> 0) / 2 ** 32;
-  };
-}
-
 /** Any step, with unprompted ones seldom. */
 export function randomly(seed: number): Schedule {
-  const random = randomNumbers(seed);
+  const random = randomFrom(seed);
   return (steps) => {
     const prompted = steps.filter(({ unprompted }) => !unprompted);
     const from = prompted.length > 0 && random() < 0.95 ? prompted : steps;

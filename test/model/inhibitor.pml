@@ -55,10 +55,16 @@ bit ended[VCPUS];
 /* A processor's store buffer: the clearing of immediate_exit hasn't reached memory yet. Only without the fence. */
 bit buffered[VCPUS];
 
-/* Words of fairness, per vCPU: kept out; has run since the owner last looked at `entries`; windows missed. */
+/* Words of fairness, per vCPU: kept out; has gone into KVM_RUN since the owner read `entries`; windows missed. */
 bit keptOut[VCPUS];
-bit ran[VCPUS];
+bit entered[VCPUS] = 1;
 byte age[VCPUS];
+/* The owner has left the gates open for a slice of time: whoever is inside now makes progress. */
+bit slice[VCPUS];
+/* A vCPU that was inside when the slice began, but not in KVM_RUN yet. */
+bit hurries[VCPUS];
+/* The owner opens no more windows. */
+bit retired;
 
 /* Words that threads wait on: has it moved since this thread read it; does this thread sleep on it? */
 #define SLEEPERS (VCPUS + CALLERS)
@@ -176,8 +182,16 @@ inline loadEpoch(me)
 /* Out of KVM_RUN, and out of the gate. Part of a step. */
 inline comeOut(v)
 {
-	signalled[v] = 0;
 	inRun[v] = 0;
+#ifdef FAIRNESS
+	/* VcpuLoop.#run, Gate.progressed: unless it was kicked too early for its guest to get anywhere */
+	if
+	:: !signalled[v] || slice[v] -> keptOut[v] = 0
+	:: signalled[v] && !slice[v]
+	fi;
+	slice[v] = 0;
+#endif
+	signalled[v] = 0;
 #ifdef CRASH
 	/* The first vCPU's thread may throw or exit here. Its exit hook, Gate.release: Atomics.store(gate, closed) */
 	if
@@ -200,6 +214,8 @@ inline comeOut(v)
 
 proctype Vcpu(byte v)
 {
+	bit told; /* Gate.startRun found the awaited bit */
+
 enter:
 #ifdef CLEAR_BEFORE_GATE
 	immediateExit[v] = 0;
@@ -231,28 +247,19 @@ enter:
 		:: paused[v] -> leave(v); goto enter
 #endif
 		:: else
-		fi
+		fi;
+		told = awaited[v]
 	};
 #ifdef FAULT_CLEAR_AFTER_REREAD
 	immediateExit[v] = 0;
 #endif
 #ifdef FAIRNESS
-#ifdef FAULT_AWAITED_READ_TOO_EARLY
+	/* Atomics.add(entries); and if the gate word had it, the owner is told */
+	entered[v] = 1;
 	if
-	:: awaited[v] -> ran[v] = 1; keptOut[v] = 0; atomic { tellOwner() }
-	:: else -> ran[v] = 1; keptOut[v] = 0
+	:: told -> atomic { told = 0; tellOwner() }
+	:: !told
 	fi;
-#else
-	/* Atomics.add(entries) */
-	ran[v] = 1;
-	/* Atomics.store(keptOut, 0) */
-	keptOut[v] = 0;
-	/* Atomics.load(gate) & awaited */
-	if
-	:: atomic { awaited[v] -> tellOwner() }
-	:: !awaited[v]
-	fi;
-#endif
 #endif
 	/*
 	 * VcpuRunner.run: KVM_RUN looks at immediate_exit. A processor sees its own buffered store before memory. Then the
@@ -260,8 +267,12 @@ enter:
 	 */
 	atomic {
 		if
-		:: !immediateExit[v] || buffered[v] -> inRun[v] = 1; immediateExit[v] = !buffered[v]
-		:: else -> leave(v); goto enter
+		:: !immediateExit[v] || buffered[v] ->
+			inRun[v] = 1;
+			immediateExit[v] = !buffered[v];
+			slice[v] = hurries[v];
+			hurries[v] = 0
+		:: else -> hurries[v] = 0; leave(v); goto enter
 		fi;
 		assert(!windowOpen);
 		if
@@ -329,8 +340,14 @@ over:
 
 /* ---- the owner's thread ---- */
 
-/* Fairness.#keptOut */
-#define keptByWindows(v) (!ran[v] && keptOut[v] && !paused[v] && !closed[v])
+#ifdef FAULT_INSIDE_NOT_SEEN
+#define INSIDE(v) false
+#else
+#define INSIDE(v) count[v]
+#endif
+
+/* Fairness.#isKeptOut */
+#define keptByWindows(v) (keptOut[v] && !paused[v] && !closed[v])
 
 proctype Owner()
 {
@@ -341,7 +358,7 @@ idle:
 	/* Any of these, in any order, for as long as it likes. */
 	if
 	:: goto window
-	:: goto retire
+	:: retired = 1; goto retire
 #ifdef PAUSE
 	:: !paused[0] -> goto pause
 	:: paused[0] -> goto resume
@@ -358,22 +375,27 @@ window:
 	do
 	:: i < VCPUS ->
 		if
-		:: atomic { !keptByWindows(i) -> ran[i] = 0; age[i] = 0; i++ }
+		:: atomic { !keptByWindows(i) -> age[i] = 0; i++ }
 		:: atomic { keptByWindows(i) && age[i] < AGE -> age[i]++; i++ }
-		:: keptByWindows(i) && age[i] == AGE ->
+		:: atomic { keptByWindows(i) && age[i] == AGE -> entered[i] = 0; age[i] = 0 };
 #ifndef FAULT_NO_AGE_RULE
 			/* Atomics.or(gate, awaited) */
 			awaited[i] = 1;
 			do
 			:: eventsMoved = 0; /* Fairness.#sleep: Atomics.load(events) */
 				if
-				:: !keptByWindows(i) -> eventsMoved = 1; break
+				:: !keptByWindows(i) || INSIDE(i) || entered[i] -> eventsMoved = 1; break
 				:: else
 				fi;
 				wait(eventsMoved, ownerAsleep)
 			od;
 			/* Atomics.and(gate, ~awaited) */
-			atomic { awaited[i] = 0; ran[i] = 0; age[i] = 0 };
+			atomic { awaited[i] = 0; entered[i] = 1 };
+#ifndef FAULT_NO_SLICE
+			/* Fairness.#sleep: the slice, time enough for whoever is inside to get into KVM_RUN and on. */
+			atomic { slice[i] = inRun[i]; hurries[i] = count[i] && !inRun[i] };
+			!hurries[i];
+#endif
 #endif
 			i++
 		fi
@@ -518,6 +540,6 @@ init
 #ifdef OWNER_GETS_IN
 ltl owner_gets_in { []<> !wanted }
 #endif
-#ifdef VCPU_GETS_OUT
-ltl vcpu_gets_out { []<> !keptOut[0] }
+#ifdef VCPU_GETS_ON
+ltl vcpu_gets_on { []<> (!keptOut[0] || (inRun[0] && retired)) }
 #endif

@@ -28,8 +28,9 @@ fi
 # What "holds" means: in every state that can be reached, no ioctl runs inside a window (assertions in Vcpu, Caller and
 # Owner) and nobody sleeps who should have been woken or runs on who should have been kicked (no deadlock, with guests
 # that never exit by themselves and an owner that may stop at any time). With OWNER_GETS_IN: an owner that wants a
-# window gets it; with VCPU_GETS_OUT: a vCPU that is kept out gets in; both if every thread gets to run now and then
-# (weak fairness), checked on a smaller instance, since the states there are multiplied by the number of threads.
+# window gets it; with VCPU_GETS_ON: a vCPU that was kept out gets in, and its guest gets on; both if every thread gets to
+# run now and then (weak fairness), checked on a smaller instance, since the states there are multiplied by the number of
+# threads.
 rows='
 gates and windows                              | holds    | 3 | 2 |
 ... with pausing                               | holds    | 3 | 1 | PAUSE
@@ -42,7 +43,7 @@ gates and windows                              | holds    | 3 | 2 |
 ... with these and the age rule                | holds    | 1 | 1 | PAUSE CLOSE ABANDON CRASH FAIRNESS
 ... immediate_exit cleared before the gate     | holds    | 3 | 1 | CLEAR_BEFORE_GATE
 ... the owner gets in                          | holds    | 2 | 1 | FAIRNESS OWNER_GETS_IN
-... a vCPU gets out between windows            | holds    | 2 | 1 | FAIRNESS VCPU_GETS_OUT
+... a vCPU gets on between windows             | holds    | 2 | 1 | FAIRNESS VCPU_GETS_ON
 immediate_exit cleared after the re-read       | deadlock | 1 | 1 | FAULT_CLEAR_AFTER_REREAD
 no fence between clearing and re-reading       | deadlock | 1 | 1 | FAULT_NO_FENCE
 shut not re-read                               | deadlock | 1 | 1 | FAULT_SHUT_NOT_REREAD
@@ -55,9 +56,10 @@ sleepers not notified                          | deadlock | 1 | 1 | FAULT_SLEEPE
 epoch loaded after the gate                    | deadlock | 1 | 1 | FAULT_EPOCH_AFTER_GATE
 notify of one, all on the same word            | deadlock | 1 | 1 | FAULT_ONE_WORD
 a crash that the owner is not told of          | deadlock | 2 | 1 | FAULT_CRASH_NOT_TOLD CRASH
-awaited read before the entry is counted       | deadlock | 1 | 1 | FAULT_AWAITED_READ_TOO_EARLY FAIRNESS
+a vCPU that is inside waited for as if outside | deadlock | 1 | 1 | FAULT_INSIDE_NOT_SEEN FAIRNESS
 newcomers admitted while shut                  | cycle    | 1 | 2 | FAULT_ADMITTED_WHILE_SHUT FAIRNESS OWNER_GETS_IN
-no age rule                                    | cycle    | 2 | 1 | FAULT_NO_AGE_RULE FAIRNESS VCPU_GETS_OUT
+no slice for who was let in                    | cycle    | 2 | 1 | FAULT_NO_SLICE FAIRNESS VCPU_GETS_ON
+no age rule                                    | cycle    | 2 | 1 | FAULT_NO_AGE_RULE FAIRNESS VCPU_GETS_ON
 '
 
 # Checks one row and prints its line; leaves $work/failed behind if the outcome isn't the wanted one.

@@ -86,7 +86,7 @@ describe('in a browser', () => {
       browser.kill();
       await gone;
       server.close();
-      rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
+      rmSync(profile, { recursive: true, force: true, maxRetries: 30, retryDelay: 100 });
     }
   });
 });

@@ -1,4 +1,6 @@
-import { readFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { gunzipSync, gzipSync } from 'node:zlib';
 import { describe, expect, it } from 'vitest';
 import { readTraceFile } from '../../ts/trace/file.js';
@@ -146,6 +148,26 @@ describe('compressed logs', () => {
     await expect(all(readTrace(pieces(compressed.subarray(0, 2000), 100)))).rejects.toThrow(/gzip data can't be read/);
     compressed[compressed.length - 6]! ^= 1;
     await expect(all(readTrace(pieces(compressed, 100)))).rejects.toThrow(/gzip data can't be read/);
+  });
+
+  it('in a file are read alike, may end early, and say so when they are cut', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'memslots-'));
+    try {
+      const path = join(folder, 'log.gz');
+      writeFileSync(path, gzipSync(log));
+      expect(await all(readTraceFile(path))).toEqual(plain);
+      for await (const { line } of readTraceFile(path)) {
+        expect(line).toBe(1);
+        break;
+      }
+      const member = gzipSync(log);
+      writeFileSync(path, Buffer.concat([member, member]));
+      expect((await all(readTraceFile(path))).length).toBe(2 * plain.length);
+      writeFileSync(path, member.subarray(0, 2000));
+      await expect(all(readTraceFile(path))).rejects.toThrow(/gzip data can't be read/);
+    } finally {
+      rmSync(folder, { recursive: true });
+    }
   });
 
   it("a source's own error isn't taken for damage", async () => {

@@ -193,6 +193,17 @@ describe('the events beside slot calls', () => {
   });
 });
 
+describe('messages that speak of an event', () => {
+  it('are foreign', () => {
+    const log = [
+      'qemu: warning: trace event kvm_set_user_memory does not exist',
+      'qemu: kvm_set_user_memory_region: KVM_SET_USER_MEMORY_REGION failed, slot=0: Invalid argument',
+      'kvm_set_user_memory_extra 1',
+    ].join('\n');
+    expect(read(log)).toMatchObject({ events: [], format: undefined, counts: { foreign: 3 } });
+  });
+});
+
 describe('a line that is cut', () => {
   it('names itself, or is skipped and counted when lenient', () => {
     for (let length = 'kvm_set_user_memory '.length; length < call.length; length++) {

@@ -2,7 +2,7 @@ import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { formatRange, formatSize } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { PlannerEstimator } from '../replay/estimator.js';
-import type { Analysis, TransactionSummary } from '../trace/analysis.js';
+import type { Analysis, Hole, TransactionSummary } from '../trace/analysis.js';
 import { Analyzer } from '../trace/analyze.js';
 import type { Slot, TraceFormat } from '../trace/event.js';
 import { readTraceFile } from '../trace/file.js';
@@ -183,6 +183,7 @@ const columns = [
   ['creates', 7],
   ['moves', 5],
   ['flags', 5],
+  ['unchanged', 9],
   ['torn down', 10],
   ['holes', 5],
   ['failed', 6],
@@ -190,7 +191,13 @@ const columns = [
   ['slots', 5],
 ] as const;
 
-function* timeline({ timeline, start, vms }: Analysis): Generator<string> {
+function* timeline({ timeline, start, vms, holes }: Analysis): Generator<string> {
+  const holesOf = new Map<number, Hole[]>();
+  for (const hole of holes) {
+    const known = holesOf.get(hole.transaction);
+    if (known === undefined) holesOf.set(hole.transaction, [hole]);
+    else known.push(hole);
+  }
   const line = (cells: readonly string[]) => {
     return `${cells.map((cell, index) => cell.padStart(columns[index]![1])).join('  ')}\n`;
   };
@@ -200,11 +207,12 @@ function* timeline({ timeline, start, vms }: Analysis): Generator<string> {
       String(row.transaction),
       row.time === null || start === null ? `line ${row.line}` : formatMicros(Math.max(row.time - start, 0)),
       vms > 1 ? `${row.vm}, ${row.addressSpace}` : String(row.addressSpace),
-      ...[row.deletes, row.creates, row.moves, row.flagChanges].map(String),
+      ...[row.deletes, row.creates, row.moves, row.flagChanges, row.unchanged].map(String),
       formatSize(row.bytesTornDown),
       ...[row.holes, row.failures, row.idsReused, row.slots].map(String),
     ]);
     yield* slots(row);
+    yield* unmapped(row, holesOf.get(row.transaction) ?? []);
   }
 }
 
@@ -216,6 +224,18 @@ function slots({ deletes, creates, moves, deleted, created }: TransactionSummary
     return [`        ${word}: ${shown.join(', ')}\n`];
   };
   return [...list('deleted', deleted, deletes + moves), ...list('created', created, creates + moves)];
+}
+
+function* unmapped({ holes }: TransactionSummary, listed: readonly Hole[]): Generator<string> {
+  if (listed.length === 0) return;
+  const shown = [...listed]
+    .sort((a, b) => a.gpa - b.gpa)
+    .map(({ gpa, size, micros, reshape }) => {
+      const long = micros === null ? '' : ` for ${formatMicros(micros)}`;
+      return `${formatRange(gpa, size)}${long}${reshape ? ', same memory' : ''}`;
+    });
+  if (holes > shown.length) shown.push(`${holes - shown.length} more`);
+  yield `        unmapped: ${shown.join('; ')}\n`;
 }
 
 function counted({ foreign, malformed, tooLong, unreadable }: Analysis['counts']): string {

@@ -7,6 +7,7 @@ import { type Recording, recordingOf } from '../replay/recording.js';
 import { readTraceFile } from '../trace/file.js';
 import { groupTransactions } from '../trace/index.js';
 import type { Command, Values } from './command.js';
+import { SlotLog } from './slot-log.js';
 
 const defaultTrace = fileURLToPath(new URL('../../test/data/qemu/churn-pc-qemu10.0.log', import.meta.url));
 const modes = ['naive', 'atomic'] as const;
@@ -22,6 +23,7 @@ export const command: Command = {
     { name: 'seconds', value: 'N', help: 'how long both modes take together (default 10)' },
     { name: 'vcpus', value: 'N', help: 'vCPUs, 1 to 64 (default 2)' },
     { name: 'trace', value: 'FILE', help: 'a log to play (default: a recorded QEMU that reshapes a PC)' },
+    { name: 'log', value: 'FILE', help: "write each slot call, as in QEMU's own log" },
     { name: 'json', help: 'print one JSON object and nothing else' },
   ],
   details: [
@@ -42,6 +44,7 @@ async function run(options: Values): Promise<number> {
   const recording = await recordingOf(groupTransactions(readTraceFile(options.string('trace') ?? defaultTrace)));
   const memoryBytes = recording.memories.reduce((sum, { size }) => sum + size, ownMemory + vcpus * 0x10000);
 
+  const slotLog = options.string('log') === undefined ? undefined : new SlotLog(options.string('log')!);
   let experiment: Experiment | undefined;
   const policy = 'exact';
   const machine = await Machine.create({
@@ -51,6 +54,7 @@ async function run(options: Values): Promise<number> {
     discardDirty: true,
     simulated: { memoryBytes },
     onCommit: (record) => experiment?.record(record),
+    ...(slotLog === undefined ? {} : { onEvent: slotLog.write }),
   });
   let interrupted = false;
   const interrupt = () => {
@@ -81,6 +85,7 @@ async function run(options: Values): Promise<number> {
     process.removeListener('SIGINT', interrupt);
     process.removeListener('SIGTERM', interrupt);
     await machine.close();
+    slotLog?.close();
   }
 }
 

@@ -185,7 +185,7 @@ function capabilityChecks(capabilities: Capabilities): Check[] {
       capabilities.manualDirtyLog,
       'bitmaps that are read and cleared separately',
       'bitmaps that are cleared as they are read',
-      'works all the same; Linux 5.1 and later protect pages again only where asked',
+      'works all the same; Linux 5.2 and later protect pages again only where asked',
     ),
     needs(
       'dirty ring',

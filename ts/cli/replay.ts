@@ -7,6 +7,7 @@ import { recordingOf } from '../replay/recording.js';
 import { readTraceFile } from '../trace/file.js';
 import { groupTransactions } from '../trace/index.js';
 import { type Command, UsageError, type Values } from './command.js';
+import { SlotLog } from './slot-log.js';
 
 export const command: Command = {
   name: 'replay',
@@ -16,6 +17,7 @@ export const command: Command = {
     { name: 'backend', value: 'NAME', help: 'simulated (default) or kvm' },
     { name: 'policy', value: 'NAME', help: 'stable (default), or exact: slots mirror sections, as in QEMU' },
     { name: 'split-points', value: 'LIST', help: 'pc (default), none, or addresses parted by commas; for stable' },
+    { name: 'log', value: 'FILE', help: "write each slot call, as in QEMU's own log" },
     { name: 'lenient', help: 'skip and count lines that are malformed' },
     { name: 'json', help: 'print one JSON object and nothing else' },
   ],
@@ -34,6 +36,7 @@ async function run(options: Values, operands: readonly string[]): Promise<number
   const recording = await recordingOf(groupTransactions(trace));
   const memoryBytes = recording.memories.reduce((sum, { size }) => sum + size, 0);
   const counter = new ReplayCounter();
+  const slotLog = options.string('log') === undefined ? undefined : new SlotLog(options.string('log')!);
   const machine = await Machine.create({
     backend,
     policy,
@@ -42,6 +45,7 @@ async function run(options: Values, operands: readonly string[]): Promise<number
     discardDirty: policy === 'exact',
     simulated: { profile: 'x86-smm', memoryBytes, backed: false, callMicroseconds: 0 },
     onCommit: counter.record,
+    ...(slotLog === undefined ? {} : { onEvent: slotLog.write }),
   });
   try {
     const figures = counter.play(machine, new Player(machine, recording));
@@ -50,6 +54,7 @@ async function run(options: Values, operands: readonly string[]): Promise<number
     return 0;
   } finally {
     await machine.close();
+    slotLog?.close();
   }
 }
 

@@ -156,9 +156,8 @@ export async function followQemu(path: string, note: (text: string) => void): Pr
       await sleep(lookInterval, undefined, { signal: ended.signal });
     }
   };
-  const first = await Qmp.connect(path, ended.signal);
+  let qmp: Qmp | undefined = await Qmp.connect(path, ended.signal);
   const follow = async (): Promise<void> => {
-    let qmp: Qmp | undefined = first;
     while (!ended.signal.aborted) {
       try {
         qmp ??= await Qmp.connect(path, ended.signal);
@@ -172,7 +171,7 @@ export async function followQemu(path: string, note: (text: string) => void): Pr
     }
     qmp?.close();
   };
-  ended.signal.addEventListener('abort', () => first.close());
+  ended.signal.addEventListener('abort', () => qmp?.close());
   void follow();
   return {
     trace: { name: 'QEMU', live: true, open: () => feed.open() },

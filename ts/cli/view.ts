@@ -1,10 +1,11 @@
 import { spawn } from 'node:child_process';
-import { createReadStream } from 'node:fs';
+import { createReadStream, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile, stat, writeFile } from 'node:fs/promises';
-import { basename } from 'node:path';
+import { tmpdir } from 'node:os';
+import { basename, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { MemorySlotsError } from '../core/errors.js';
-import { withServer, withTrace } from '../viewer/document.js';
+import { withServer, withTrace } from '../core/page-document.js';
 import { type Command, UsageError, type Values } from './command.js';
 import { followPrograms, followQemu, type LiveSource } from './view-live.js';
 import { type ServedTrace, startViewServer } from './view-server.js';
@@ -59,10 +60,11 @@ async function run(options: Values, operands: readonly string[]): Promise<number
     const server = await startViewServer(withServer(page), source?.trace);
     const json = options.has('json');
     process.stdout.write(json ? `${JSON.stringify({ url: server.url })}\n` : `${server.url}\nCtrl-C ends it.\n`);
-    if (options.has('open')) openBrowser(server.url);
+    const close = options.has('open') ? openBrowser(server.url) : () => {};
     await new Promise<void>((resolve) => {
       for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => resolve());
     });
+    close();
     await server.close();
   } finally {
     source?.close();
@@ -117,11 +119,19 @@ async function exportPage(page: string, path: string, output: string, json: bool
   return 0;
 }
 
-function openBrowser(url: string): void {
+/**
+ * Opens `url` by way of a file that only this user can read: everybody can read the parameters of a program, and the
+ * address holds the token. The file is gone when the function that is returned was called.
+ */
+function openBrowser(url: string): () => void {
+  const folder = mkdtempSync(join(tmpdir(), 'memslots-view-'));
+  const file = join(folder, 'open.html');
+  writeFileSync(file, `<!doctype html><meta http-equiv="refresh" content="0;url=${url}">\n`, { mode: 0o600 });
   const program = process.platform === 'darwin' ? 'open' : 'xdg-open';
-  const child = spawn(program, [url], { stdio: 'ignore', detached: true });
+  const child = spawn(program, [file], { stdio: 'ignore', detached: true });
   child.on('error', (error) =>
     process.stderr.write(`memslots: no browser was opened (${program}: ${error.message})\n`),
   );
   child.unref();
+  return () => rmSync(folder, { recursive: true, force: true });
 }

@@ -4,7 +4,8 @@ import { controlWords, gateBits, lineWords } from './gate.js';
 const patience = 100;
 /**
  * How long, in milliseconds, the gates stay open after the last starving vCPU got in. A vCPU that tells the owner may
- * be preempted by it on the spot: shut at once, the gate would send it out again before its guest did anything.
+ * be preempted by it on the spot: shut at once, the gate would send it out again before its guest did anything. Several
+ * times what VcpuLoop takes for progress.
  */
 const slice = 0.5;
 
@@ -12,8 +13,7 @@ const slice = 0.5;
 export interface Progress {
   /** Arena offset of the vCPU's line. */
   readonly line: number;
-  entries: number;
-  /** performance.now() when the vCPU was last seen to run, or not to be kept from it. */
+  /** performance.now() when the vCPU was last seen to have made progress, or not to be kept from it by windows. */
   at: number;
 }
 
@@ -39,18 +39,22 @@ export class Fairness {
   /** Waits, gates open, for those who starve; not beyond `deadline`, nor once `cancelled`. */
   letStarvingIn(members: Iterable<Progress>, deadline: number, cancelled: () => boolean): void {
     const now = performance.now();
-    const starving: Progress[] = [];
+    const starving: { readonly line: number; readonly entries: number }[] = [];
     for (const member of members) {
-      if (!this.#keptOut(member)) this.#note(member, now);
-      else if (now - member.at >= this.#age) starving.push(member);
+      const { line } = member;
+      if (!this.#isKeptOut(line)) member.at = now;
+      else if (now - member.at >= this.#age) starving.push({ line, entries: this.#entries(line) });
     }
     if (starving.length === 0) return;
     for (const { line } of starving) Atomics.or(this.#words, line >>> 2, gateBits.awaited);
     const until = Math.min(deadline, now + patience);
-    this.#sleep(until, () => cancelled() || !starving.some((member) => this.#keptOut(member)));
+    // Inside counts as in: such a vCPU may have looked for the awaited bit before it was set.
+    const isOut = ({ line, entries }: (typeof starving)[number]) =>
+      this.#isKeptOut(line) && !this.#isInside(line) && this.#entries(line) === entries;
+    this.#sleep(until, () => cancelled() || !starving.some(isOut));
     for (const { line } of starving) Atomics.and(this.#words, line >>> 2, ~gateBits.awaited);
+    // Whoever makes no progress in this time either stays as old as it is, and is waited for again.
     this.#sleep(Math.min(deadline, performance.now() + slice), cancelled);
-    for (const member of starving) this.#note(member, performance.now());
   }
 
   /** Sleeps until `done`, which is asked whenever the owner is told something, or until `until`. */
@@ -63,18 +67,20 @@ export class Fairness {
     }
   }
 
-  /** Whether the vCPU has not run since it was last looked at, only because of windows. */
-  #keptOut({ line, entries }: Progress): boolean {
+  /** Whether only windows keep the vCPU from making progress. */
+  #isKeptOut(line: number): boolean {
     const base = line >>> 2;
     return (
-      Atomics.load(this.#words, base + lineWords.entries) === entries &&
       Atomics.load(this.#words, base + lineWords.keptOut) === 1 &&
       (Atomics.load(this.#words, base) & (gateBits.paused | gateBits.closed)) === 0
     );
   }
 
-  #note(member: Progress, now: number): void {
-    member.entries = Atomics.load(this.#words, (member.line >>> 2) + lineWords.entries);
-    member.at = now;
+  #isInside(line: number): boolean {
+    return (Atomics.load(this.#words, line >>> 2) & gateBits.count) > 0;
+  }
+
+  #entries(line: number): number {
+    return Atomics.load(this.#words, (line >>> 2) + lineWords.entries);
   }
 }

@@ -32,7 +32,7 @@ export const gateLineBytes = 128;
 /** The words of a gate's line, as indices from its start. All are unsigned 32-bit counters unless said otherwise. */
 export const lineWords = {
   gate: 0,
-  /** Times the vCPU went into KVM_RUN: what counts as progress. */
+  /** Times the vCPU went into KVM_RUN. */
   entries: 1,
   /** {@link VcpuState}. */
   state: 2,
@@ -42,7 +42,7 @@ export const lineWords = {
   mmioExits: 5,
   spuriousExits: 6,
   internalErrors: 7,
-  /** 1 from when the vCPU found its gate shut or paused until it is next in KVM_RUN. */
+  /** 1 from when the vCPU found its gate shut or paused until its guest has made some progress. */
   keptOut: 8,
   /** For {@link Mailbox}: 1 while the vCPU waits for the owner to answer an MMIO exit. */
   mailbox: 9,
@@ -122,16 +122,22 @@ export class Gate {
    * bit first and immediate_exit second, so a kick that the clearing wiped out is found here.
    */
   startRun(): boolean {
-    const words = this.#words;
-    if (Atomics.load(words, this.#gate) & keepOut) return false;
-    Atomics.add(words, this.#gate + lineWords.entries, 1);
-    if (this.#keptOut) {
-      this.#keptOut = false;
-      Atomics.store(words, this.#gate + lineWords.keptOut, 0);
-    }
-    // Looked at again after counting: the owner asks to be told first, and looks at the count second.
-    if (Atomics.load(words, this.#gate) & gateBits.awaited) this.#tellOwner();
+    const word = Atomics.load(this.#words, this.#gate);
+    if (word & keepOut) return false;
+    Atomics.add(this.#words, this.#gate + lineWords.entries, 1);
+    if (word & gateBits.awaited) this.#tellOwner();
     return true;
+  }
+
+  /** Whether the vCPU was kept out, and has made no progress since. */
+  get keptOut(): boolean {
+    return this.#keptOut;
+  }
+
+  /** Says that the guest of a vCPU that was kept out has made progress. */
+  progressed(): void {
+    this.#keptOut = false;
+    Atomics.store(this.#words, this.#gate + lineWords.keptOut, 0);
   }
 
   /** Comes out, and tells the owner if it is waiting for that. */

@@ -7,6 +7,7 @@ import { AddressSpace, MemoryMap } from '../memory/address-space.js';
 import { type FlatRange, isBacked, isWritable, rangeEnd } from '../memory/flat-view.js';
 import { MemoryRegion } from '../memory/region.js';
 import { SectionMap } from '../memory/section-map.js';
+import type { LoggedEvent } from '../trace/format.js';
 import type { AllocateOptions, Backend, Capabilities, GuestProgram, HostMemory } from './backend.js';
 import { DirtyLog } from './dirty-log.js';
 import { type GateHandle, gateLineBytes } from './gate.js';
@@ -44,6 +45,8 @@ export interface MachineOptions {
   readonly inhibitor?: InhibitorOptions;
   /** Told after each commit that changed slots, before `transaction` returns. */
   readonly onCommit?: (record: CommitRecord) => void;
+  /** Told of every slot call, commit, window and rollback: see SlotsListenerOptions.onEvent. */
+  readonly onEvent?: (event: LoggedEvent) => void;
 }
 
 /** A memory slot as KVM has it. Bytes. */
@@ -116,6 +119,7 @@ export class Machine implements AsyncDisposable {
           options.onCommit?.(record);
           if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls(), machine: this });
         },
+        ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
       });
       this.map = new MemoryMap();
       this.system = MemoryRegion.container(this.map, 'system', 2n ** 64n);

@@ -5,6 +5,7 @@ import { MemorySlotsError } from '../core/errors.js';
 import type { MemoryListener, Section } from '../memory/address-space.js';
 import { isBacked, isWritable } from '../memory/flat-view.js';
 import type { SectionMap } from '../memory/section-map.js';
+import type { LoggedEvent } from '../trace/format.js';
 import type { Backend, HostMemory } from './backend.js';
 import type { DirtyLog } from './dirty-log.js';
 import type { Inhibitor } from './inhibitor.js';
@@ -56,6 +57,11 @@ export interface SlotsListenerOptions {
   readonly updates?: 'atomic' | 'naive';
   /** Told after each commit that changed slots; must not edit the memory map. */
   readonly onCommit?: (record: CommitRecord) => void;
+  /**
+   * Told what KVM was asked, call by call, and of commits, windows and rollbacks, once each commit is over: what
+   * formatEvent of `kvm-memslots/trace` turns into a log of QEMU's form.
+   */
+  readonly onEvent?: (event: LoggedEvent) => void;
 }
 
 /**
@@ -78,6 +84,8 @@ export class SlotsListener implements MemoryListener {
   readonly #map: SectionMap;
   readonly #dirtyLog: DirtyLog;
   readonly #onCommit: ((record: CommitRecord) => void) | undefined;
+  readonly #onEvent: ((event: LoggedEvent) => void) | undefined;
+  readonly #events: LoggedEvent[] = [];
   #commits = 0;
   #committing = false;
 
@@ -98,6 +106,7 @@ export class SlotsListener implements MemoryListener {
     this.#dirtyLog = dirtyLog;
     this.updates = options.updates ?? 'atomic';
     this.#onCommit = options.onCommit;
+    this.#onEvent = options.onEvent;
   }
 
   begin(): void {
@@ -144,6 +153,14 @@ export class SlotsListener implements MemoryListener {
   }
 
   #commit(): void {
+    try {
+      this.#planAndApply();
+    } finally {
+      for (const event of this.#events.splice(0)) this.#onEvent?.(event);
+    }
+  }
+
+  #planAndApply(): void {
     const start = performance.now();
     const plan = this.#planner.plan();
     if (this.rehearsing) throw new Rehearsed(new Plan(plan, this.#calls(plan), this.#planner.kept(plan)));
@@ -152,8 +169,14 @@ export class SlotsListener implements MemoryListener {
       this.#map.publish(this.#planner.captured);
       return;
     }
+    this.#note({ kind: 'commit' });
     if (plan.inhibit && this.updates === 'atomic') {
-      windowMicroseconds = this.#inhibitor.window(() => this.#apply(plan)).microseconds;
+      this.#note({ kind: 'window-begin' });
+      try {
+        windowMicroseconds = this.#inhibitor.window(() => this.#apply(plan)).microseconds;
+      } finally {
+        this.#note({ kind: 'window-end' });
+      }
     } else {
       this.#apply(plan);
     }
@@ -167,6 +190,29 @@ export class SlotsListener implements MemoryListener {
     });
   }
 
+  /** Keeps an event for when the commit is over: writing it down now would hold up vCPUs. */
+  #note(event: { kind: 'commit' | 'window-begin' | 'window-end' } | { kind: 'rollback'; result: number }): void {
+    if (this.#onEvent === undefined) return;
+    const time = (performance.timeOrigin + performance.now()) * 1000;
+    this.#events.push({ ...event, transaction: this.#commits, time, thread: undefined, line: 0 });
+  }
+
+  /** Has KVM make calls, `first` being the plan's operation with which they begin. How many succeeded. */
+  #call(first: number, count: number): number {
+    const planner = this.#planner;
+    const before = performance.now();
+    const done = this.#backend.apply(planner.operations + first * planner.operationBytes, count);
+    if (this.#onEvent !== undefined) {
+      const made = Math.min(done + 1, count);
+      const share = (performance.now() - before) / made;
+      for (let index = 0; index < made; index++) {
+        const time = (performance.timeOrigin + before + share * (index + 1)) * 1000;
+        this.#events.push(slotUpdate(planner.operation(first + index), planner.result(first + index), time));
+      }
+    }
+    return done;
+  }
+
   #calls(plan: PlanSummary): Operation[] {
     return Array.from({ length: plan.operations }, (_, index) => this.#planner.operation(index));
   }
@@ -178,7 +224,7 @@ export class SlotsListener implements MemoryListener {
       const doomed = this.#calls(plan).filter(({ harvest }) => harvest);
       this.#dirtyLog.harvest(doomed.map(({ slot }) => slot));
     }
-    const done = this.#backend.apply(planner.operations, plan.operations);
+    const done = this.#call(0, plan.operations);
     if (done < plan.operations) throw this.#failure(plan, done);
     try {
       this.#map.publish(planner.captured);
@@ -197,7 +243,7 @@ export class SlotsListener implements MemoryListener {
     const planner = this.#planner;
     const created = this.#createdLogged(plan, done);
     const inverse = planner.undo(plan.operations, done);
-    const undone = this.#backend.apply(inverse, done);
+    const undone = this.#call(plan.operations, done);
     // In a window no guest has seen these slots.
     if (!this.#inhibitor.inhibiting) this.#dirtyLog.disown(created);
     if (undone < done) {
@@ -221,6 +267,7 @@ export class SlotsListener implements MemoryListener {
     const planner = this.#planner;
     const failed = planner.operation(done);
     const number = planner.result(done);
+    this.#note({ kind: 'rollback', result: number });
     const undone = this.#undo(plan, done);
     const what = `${describe(failed)} failed with ${errnoName(number)}${this.#explain(failed, number)}`;
     if (undone === done) {
@@ -272,6 +319,26 @@ export class SlotsListener implements MemoryListener {
       guestMemfd: flags & GUEST_MEMFD ? memory!.guestMemfd : -1,
     };
   }
+}
+
+/** An operation as the call that KVM gets: a delete has size 0. */
+function slotUpdate({ kind, slot }: Operation, result: number, time: number): LoggedEvent {
+  const { addressSpace, id, flags, gpa, size, host, guestMemfd, offset } = slot;
+  return {
+    kind: 'slot',
+    vm: '',
+    addressSpace,
+    slot: id,
+    flags: kind === 'delete' ? 0 : flags,
+    gpa,
+    size: kind === 'delete' ? 0 : size,
+    hostAddress: host,
+    guestMemfd: guestMemfd < 0 ? undefined : { fd: guestMemfd, offset },
+    result,
+    time,
+    thread: undefined,
+    line: 0,
+  };
 }
 
 function describe(operation: Operation): string {

@@ -24,7 +24,10 @@ export interface VcpuCounters {
   readonly guestRounds: number;
 }
 
-/** Why a vCPU's guest stopped by itself; `crashed` if its thread ended without having been told to. */
+/**
+ * Why a vCPU's guest stopped by itself; `crashed` if its thread ended without having been told to, `dirty-ring-overrun`
+ * if KVM takes its dirty ring to be full for good.
+ */
 export interface VcpuStop {
   readonly reason: string;
   readonly gpa: number;
@@ -226,6 +229,11 @@ export class Vcpu implements AsyncDisposable {
       guestWrongValues: read(lineWords.guestWrongValues),
       guestRounds: read(lineWords.guestRounds),
     };
+  }
+
+  /** The kernel's id of the vCPU's thread (as for sched_setaffinity), 0 before it runs and once it has ended. */
+  get thread(): number {
+    return Atomics.load(this.#parts.arena.words, (this.line >>> 2) + lineWords.thread);
   }
 
   /** Lets the guest run. */

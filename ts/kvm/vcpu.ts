@@ -25,6 +25,8 @@ export interface VcpuLoopOptions {
   readonly send: (message: VcpuMessage) => void;
 }
 
+/** How long, in milliseconds, a guest has to be in KVM_RUN to have got anywhere for certain, unless it exits. */
+const shortestProgress = 0.1;
 /** How long, in milliseconds, a vCPU sleeps for its owner's answer before it looks whether it is to end. */
 const mailboxPatience = 50;
 
@@ -74,13 +76,25 @@ export class VcpuLoop {
     let exit: Exit | undefined;
     try {
       this.#runner.clearKick();
-      if (this.#gate.startRun()) exit = this.#runner.run();
+      if (this.#gate.startRun()) exit = this.#run();
     } finally {
       this.#gate.leave();
     }
     if (exit === undefined || exit.reason === 'interrupted') return true;
     this.#count(lineWords.exits);
     return this.#handle(exit, entered);
+  }
+
+  /**
+   * KVM_RUN. Of a vCPU that was kept out, sees whether its guest got anywhere: a kick may come so early that it didn't,
+   * and then the vCPU starves although it goes in and out.
+   */
+  #run(): Exit {
+    if (!this.#gate.keptOut) return this.#runner.run();
+    const start = performance.now();
+    const exit = this.#runner.run();
+    if (exit.reason !== 'interrupted' || performance.now() - start >= shortestProgress) this.#gate.progressed();
+    return exit;
   }
 
   #count(word: number): void {

@@ -232,16 +232,20 @@ export class Analyzer {
     const inhibited = this.#inWindow && gone.window === this.#windows;
     const exits = this.#exits - gone.exits;
     const micros = duration(deleted, created);
-    const make = (): Hole => {
-      const { transaction } = open;
-      const { vm, addressSpace } = created;
-      return { transaction, vm, addressSpace, gpa, size, micros, reshape, inhibited, exits, was, deleted, created };
-    };
     open.holes++;
     if (reshape) totals.remapped += size;
     const rank = inhibited ? 0 : exits > 0 ? 2 : 1;
-    this.#holes.add(rank, exposure(size, micros), deleted.line, make);
-    this.#options.observer?.hole(make());
+    const weight = exposure(size, micros);
+    const admitted = this.#holes.admits(rank, weight, deleted.line);
+    const { observer } = this.#options;
+    if (!admitted && observer === undefined) return;
+    const { transaction } = open;
+    const { vm, addressSpace } = created;
+    // Copies, for the same reason that Worst has: that events live long should be no rule.
+    const calls = { was: { ...was }, deleted: { ...deleted }, created: { ...created } };
+    const hole: Hole = { transaction, vm, addressSpace, gpa, size, micros, reshape, inhibited, exits, ...calls };
+    if (admitted) this.#holes.add(rank, weight, deleted.line, hole);
+    observer?.hole(hole);
   }
 
   /** Whether the memory of a new slot was deleted elsewhere in this transaction, or anywhere in the one before. */
@@ -318,7 +322,7 @@ export class Analyzer {
     if (open.transaction < 0) return;
     const { engine, observer } = this.#options;
     if (this.#listing) {
-      const summary = { ...open, deleted: [...open.deleted], created: [...open.created] };
+      const summary = { ...open, deleted: open.deleted.map(copy), created: open.created.map(copy) };
       if (this.#timeline.length < this.#limit) this.#timeline.push(summary);
       observer?.transaction(summary);
       this.#listing = observer !== undefined || this.#timeline.length < this.#limit;
@@ -368,6 +372,10 @@ function noTransaction(): Open {
     idsReused: 0,
     slots: 0,
   };
+}
+
+function copy({ addressSpace, slot, flags, gpa, size, hostAddress }: Slot): Slot {
+  return { addressSpace, slot, flags, gpa, size, hostAddress };
 }
 
 function same(a: Slot, b: Slot): boolean {

@@ -91,14 +91,18 @@ export class Findings {
 
   /** The same host memory was deleted at one address and created at another, or in the next transaction. */
   split(deleted: SlotUpdate, by: SlotUpdate, created: SlotUpdate, transaction: number, sameTransaction: boolean): void {
+    const { gpa, size } = deleted;
+    const { line, time, vm, addressSpace } = by;
+    const { gpa: target } = created;
     const later = duration(by, created);
-    this.#add('split', exposure(deleted.size, later), transaction, by.line, () => {
+    this.#add('split', exposure(size, later), transaction, line, () => {
       const when = later === null ? 'later' : `${formatMicros(later)} later`;
-      const back = deleted.gpa === created.gpa ? 'came back there' : `came back at ${hex(created.gpa)}`;
       const how = sameTransaction
         ? 'moved by delete, then add: a VMM that commits each of the two by itself has it nowhere in between'
         : 'a change split over two transactions, which no atomic commit covers';
-      return `${this.#at(by)}${formatSize(deleted.size)} of memory left ${hex(deleted.gpa)} and ${back} ${when}: ${how}`;
+      const back = target === gpa ? 'came back there' : `came back at ${hex(target)}`;
+      const where = this.#at({ line, time, vm, addressSpace });
+      return `${where}${formatSize(size)} of memory left ${hex(gpa)} and ${back} ${when}: ${how}`;
     });
   }
 
@@ -150,13 +154,8 @@ export class Findings {
     describe: () => string,
     rank: number = ranks[kind],
   ): void {
-    this.#worst.add(rank, weight, line ?? 0, () => ({
-      severity: severities[rank]!,
-      kind,
-      transaction,
-      line,
-      describe,
-    }));
+    if (!this.#worst.admits(rank, weight, line ?? 0)) return;
+    this.#worst.add(rank, weight, line ?? 0, { severity: severities[rank]!, kind, transaction, line, describe });
   }
 
   #describeHole({ was, deleted, created, gpa, size, micros, reshape, inhibited, exits }: Hole): string {
@@ -173,7 +172,7 @@ export class Findings {
   }
 
   /** When and where a call was made. */
-  #at({ line, time, vm, addressSpace }: SlotUpdate): string {
+  #at({ line, time, vm, addressSpace }: Pick<SlotUpdate, 'line' | 'time' | 'vm' | 'addressSpace'>): string {
     const space = addressSpace === 0 ? '' : `address space ${addressSpace}: `;
     return `${this.#moment(line, time)}${this.#vm(vm)}${space}`;
   }

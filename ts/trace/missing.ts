@@ -15,6 +15,8 @@ export interface Gone {
   readonly window: number;
 }
 
+const nothing: readonly Gone[] = [];
+
 /** The ranges that the present transaction has left without memory: disjoint, in address order. */
 export class Missing {
   readonly #ranges: Gone[] = [];
@@ -36,9 +38,10 @@ export class Missing {
   }
 
   /** Takes out what lies between two addresses, cut to them. */
-  take(gpa: number, end: number): Gone[] {
+  take(gpa: number, end: number): readonly Gone[] {
     const ranges = this.#ranges;
     const first = this.#firstEndingAfter(gpa);
+    if (first === ranges.length || ranges[first]!.gpa >= end) return nothing;
     const taken: Gone[] = [];
     const left: Gone[] = [];
     let index = first;
@@ -49,7 +52,10 @@ export class Missing {
       if (range.gpa < gpa) left.push(cut(range, range.gpa, gpa));
       if (range.end > end) left.push(cut(range, end, range.end));
     }
-    if (index > first) ranges.splice(first, index - first, ...left);
+    if (left.length === 1) {
+      ranges[first] = left[0]!;
+      if (index > first + 1) ranges.splice(first + 1, index - first - 1);
+    } else ranges.splice(first, index - first, ...left);
     return taken;
   }
 
@@ -66,6 +72,8 @@ export class Missing {
   }
 }
 
-function cut({ slot, by, exits, window }: Gone, gpa: number, end: number): Gone {
+function cut(gone: Gone, gpa: number, end: number): Gone {
+  if (gone.gpa === gpa && gone.end === end) return gone;
+  const { slot, by, exits, window } = gone;
   return { gpa, end, slot, by, exits, window };
 }

@@ -11,8 +11,9 @@ function compare(a: Omit<Entry<unknown>, 'item'>, b: Omit<Entry<unknown>, 'item'
 }
 
 /**
- * Keeps the worst of many items, at most `limit`, and counts all. Items are made only when they are to be kept: besides
- * saving the work, V8 would otherwise learn from the first ones that they live long, and put all into its old space.
+ * Keeps the worst of many items, at most `limit`, and counts all. {@link admits} is asked before an item is made:
+ * besides saving the work, V8 would otherwise learn from the first ones that they live long, and put all into its old
+ * space.
  */
 export class Worst<T> {
   readonly #limit: number;
@@ -29,20 +30,25 @@ export class Worst<T> {
     return this.#total;
   }
 
-  add(rank: number, weight: number, line: number, make: () => T): void {
+  /** Counts an item, and answers whether it is to be added. */
+  admits(rank: number, weight: number, line: number): boolean {
     this.#total++;
+    if (this.#heap.length < this.#limit) return true;
+    const least = this.#heap[0]!;
+    return (rank - least.rank || weight - least.weight || least.line - line) > 0;
+  }
+
+  /** Keeps an item that was admitted just now. */
+  add(rank: number, weight: number, line: number, item: T): void {
     const heap = this.#heap;
-    if (heap.length >= this.#limit) {
-      const least = heap[0]!;
-      const worse = rank - least.rank || weight - least.weight || least.line - line;
-      if (worse > 0) {
-        heap[0] = { rank, weight, line, item: make() };
-        this.#down();
-      }
-      return;
+    const entry = { rank, weight, line, item };
+    if (heap.length < this.#limit) {
+      heap.push(entry);
+      this.#up(heap.length - 1);
+    } else {
+      heap[0] = entry;
+      this.#down();
     }
-    heap.push({ rank, weight, line, item: make() });
-    this.#up(heap.length - 1);
   }
 
   /** The kept items, worst first. */

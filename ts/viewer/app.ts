@@ -32,7 +32,7 @@ export class App {
 
   constructor(host: HTMLElement) {
     this.#host = host;
-    const shadow = host.attachShadow({ mode: 'open' });
+    const shadow = host.shadowRoot ?? host.attachShadow({ mode: 'open' });
     const style = new CSSStyleSheet();
     style.replaceSync(styleText);
     shadow.adoptedStyleSheets = [style];
@@ -76,22 +76,26 @@ export class App {
     this.#describe(name, trace instanceof Trace ? trace.format : undefined);
   }
 
-  /** Follows a trace that goes on: shows events as they come. Resolves when it ends. */
-  async follow(trace: Trace, name: string): Promise<void> {
+  /**
+   * Follows a trace that goes on: shows events as they come. Resolves when it ends, to whether it is still what is shown:
+   * false if something else was opened meanwhile.
+   */
+  async follow(trace: Trace, name: string): Promise<boolean> {
     const turn = ++this.#opened;
     this.recording.clear();
     this.#about.textContent = `${name}: waiting for the first event`;
     try {
       for await (const batch of trace.batches()) {
-        if (turn !== this.#opened) return;
+        if (turn !== this.#opened) return false;
         this.recording.takeLive(batch);
         this.#about.textContent = `${name}: live`;
         this.#show(true);
       }
-      this.#about.textContent = `${name}: ended`;
     } catch (error) {
-      this.tell(`${name}: ${error instanceof Error ? error.message : String(error)}`);
+      if (turn === this.#opened) this.tell(`${name}: ${error instanceof Error ? error.message : String(error)}`);
     }
+    if (turn === this.#opened) this.#about.textContent = `${name}: ended`;
+    return turn === this.#opened;
   }
 
   #describe(name: string, format: string | undefined): void {
@@ -128,5 +132,6 @@ export class App {
     this.recording.close();
     this.simulation.close();
     this.root.remove();
+    this.#host.removeAttribute('data-ready');
   }
 }

@@ -112,6 +112,7 @@ export class Viewport {
   readonly #stretch: number;
   /** Width units from `left` to the end of its stretch. */
   readonly #rest: number;
+  #columns: Float64Array | undefined;
 
   private constructor(axis: Axis, width: number, left: number, scale: number) {
     this.axis = axis;
@@ -139,6 +140,16 @@ export class Viewport {
     return this.gpa(this.width);
   }
 
+  /** The address at the left edge of each pixel, and behind the last: found once for all that is drawn. */
+  get columns(): Float64Array {
+    if (this.#columns === undefined) {
+      const columns = new Float64Array(Math.ceil(this.width) + 1);
+      for (let x = 0; x < columns.length; x++) columns[x] = this.gpa(x);
+      this.#columns = columns;
+    }
+    return this.#columns;
+  }
+
   /** Width units from address `from` up to address `to`. */
   distance(from: number, to: number): number {
     const { axis } = this;
@@ -151,8 +162,12 @@ export class Viewport {
 
   /** Pixels from the left edge to address `gpa`: negative to the left of it. */
   x(gpa: number): number {
+    return this.xIn(this.axis.stretch(gpa), gpa);
+  }
+
+  /** As {@link x}, of an address that is known to lie in `stretch` or at its end. */
+  xIn(stretch: number, gpa: number): number {
     const { axis } = this;
-    const stretch = axis.stretch(gpa);
     if (stretch === this.#stretch) return ((gpa - this.left) * axis.slopes[stretch]!) / this.scale;
     if (gpa < this.left) return -this.distance(gpa, this.left) / this.scale;
     const between = axis.positions[stretch]! - axis.positions[this.#stretch + 1]!;
@@ -162,13 +177,12 @@ export class Viewport {
 
   /** The address at `x` pixels from the left edge. */
   gpa(x: number): number {
-    return this.#walk(this.left, x * this.scale);
+    return this.#walk(this.left, x * this.scale, this.#stretch);
   }
 
-  /** The address `distance` width units above `from`, or below it if that is negative. */
-  #walk(from: number, distance: number): number {
+  /** The address `distance` width units above `from`, which lies in `stretch`, or below it if that is negative. */
+  #walk(from: number, distance: number, stretch = this.axis.stretch(from)): number {
     const { axis } = this;
-    const stretch = axis.stretch(from);
     const slope = axis.slopes[stretch]!;
     const there = from + distance / slope;
     if (there >= axis.starts[stretch]! && there < axis.starts[stretch + 1]!) return there;

@@ -59,3 +59,14 @@ export function lowerBound(cells: ArrayLike<number>, length: number, value: numb
   }
   return low;
 }
+
+/** As {@link lowerBound}, for an answer that is probably not far behind `from`. */
+export function lowerBoundNear(cells: ArrayLike<number>, length: number, value: number, from: number): number {
+  let step = 1;
+  let low = from;
+  while (low + step < length && cells[low + step]! < value) {
+    low += step;
+    step *= 2;
+  }
+  return lowerBound(cells, Math.min(length, low + step + 1), value, low);
+}

@@ -23,12 +23,12 @@ export function drawAxis(painter: Painter, view: Viewport, y: number, bottom: nu
 
 /** Stretches in view, ascending; of those that begin within one pixel, one. Positions in pixels. */
 function* stretches(view: Viewport): Iterable<{ stretch: number; from: number; to: number }> {
-  const { axis } = view;
+  const { axis, columns } = view;
   for (let stretch = axis.stretch(view.left); stretch < axis.empty.length; ) {
-    const from = Math.max(0, view.x(axis.starts[stretch]!));
+    const from = Math.max(0, view.xIn(stretch, axis.starts[stretch]!));
     if (from >= view.width) return;
-    yield { stretch, from, to: Math.min(view.width, view.x(axis.starts[stretch + 1]!)) };
-    stretch = Math.max(stretch + 1, axis.stretch(view.gpa(Math.floor(from) + 1)));
+    yield { stretch, from, to: Math.min(view.width, view.xIn(stretch, axis.starts[stretch + 1]!)) };
+    stretch = Math.max(stretch + 1, axis.stretch(columns[Math.floor(from) + 1]!));
   }
 }
 

@@ -1,5 +1,5 @@
 import type { Viewport } from './axis.js';
-import { lowerBound, upperBound } from './columns.js';
+import { lowerBoundNear, upperBound } from './columns.js';
 import { ioFill, type Lane, marks } from './lanes.js';
 
 /** Colours of a drawing, as CSS colours. */
@@ -126,19 +126,27 @@ function drawRanges(
   merge: boolean,
 ): void {
   const count = starts.length;
-  const right = view.right;
+  const { columns } = view;
+  const last = columns.length - 1;
+  const right = columns[last]!;
   let pending: { x: number; end: number; colour: string } | undefined;
   const flush = () => {
     if (pending !== undefined) painter.rectangle(pending.x, y, pending.end - pending.x, height, pending.colour);
     pending = undefined;
   };
   let index = upperBound(ends, count, view.left);
+  let column = 0;
   while (index < count && starts[index]! < right) {
-    const from = Math.max(0, view.x(starts[index]!));
-    const to = Math.min(view.width, view.x(ends[index]!));
+    while (column < last - 1 && columns[column + 1]! <= starts[index]!) column++;
     const colour = fills[index] === ioFill ? palette.io : palette.memory[fills[index]!]!;
-    if (to - from >= 2 || !merge) {
+    if (
+      !merge ||
+      ends[index]! > columns[Math.min(last, column + 2)]! ||
+      (column === last - 1 && ends[index]! > right)
+    ) {
       flush();
+      const from = Math.max(0, view.x(starts[index]!));
+      const to = Math.min(view.width, view.x(ends[index]!));
       if (marked[index] !== holeMark) {
         painter.rectangle(from, y, Math.max(0.5, to - from - 1), height, colour);
         // Read-only memory has a bar along its lower edge.
@@ -150,15 +158,13 @@ function drawRanges(
       index++;
       continue;
     }
-    const column = Math.floor(from);
-    // All that begins in this pixel, and at least one.
-    const next = Math.max(index + 1, lowerBound(starts, count, view.gpa(column + 1), index));
     if (pending !== undefined && pending.end >= column && pending.colour === colour) pending.end = column + 1;
     else {
       flush();
       pending = { x: column, end: column + 1, colour };
     }
-    index = next;
+    // Past all that begins in this pixel, and at least one.
+    index = lowerBoundNear(starts, count, columns[column + 1]!, index + 1);
   }
   flush();
 }
@@ -176,15 +182,15 @@ function drawLabel(painter: Painter, text: string, from: number, to: number, y: 
 function drawMarks(
   painter: Painter,
   view: Viewport,
-  { starts, ends, marks: marked, label }: Lane,
+  { starts, ends, marks: marked, changed, label }: Lane,
   { y, height }: LaneBox,
   palette: Palette,
 ): void {
   const right = view.right;
   let reached = Number.NEGATIVE_INFINITY;
-  for (let index = upperBound(ends, starts.length, view.left); index < starts.length; index++) {
+  for (const index of changed) {
+    if (ends[index]! <= view.left) continue;
     if (starts[index]! >= right) break;
-    if (marked[index] === 0) continue;
     const from = Math.max(0, view.x(starts[index]!));
     const to = Math.min(view.width, view.x(ends[index]!));
     const [x, width] = [from, Math.max(3, to - from - 1)];

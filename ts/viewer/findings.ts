@@ -1,7 +1,8 @@
 import type { Analysis } from '../trace/index.js';
 import { lowerBound } from './columns.js';
 import { element } from './element.js';
-import type { Hole, Timeline } from './timeline.js';
+import type { Hole } from './records.js';
+import type { Timeline } from './timeline.js';
 import { counted, describeHole } from './words.js';
 
 /** How many findings are listed at most. */

@@ -1,6 +1,7 @@
 import { Axis } from './axis.js';
-import { lowerBound, upperBound } from './columns.js';
-import { none, type Timeline } from './timeline.js';
+import { float64, lowerBound, upperBound } from './columns.js';
+import { none } from './records.js';
+import type { Timeline } from './timeline.js';
 
 /** Stretches of host memory that ranges show. */
 export interface HostBlocks {
@@ -89,23 +90,31 @@ export class History {
   }
 }
 
-/** By counting how many rows begin at each address: comparing rows with each other takes several times as long. */
-function sortedRows({ ranges }: Timeline, space: number): Uint32Array {
-  const [spaces, gpas] = [ranges.space.cells, ranges.gpa.cells];
-  const own = new Uint32Array(ranges.gpa.length);
-  let count = 0;
-  for (let row = 0; row < own.length; row++) if (spaces[row] === space) own[count++] = row;
-  const sorted = new Float64Array(count);
-  for (let index = 0; index < count; index++) sorted[index] = gpas[own[index]!]!;
-  sorted.sort();
-  const result = new Uint32Array(count);
-  // At the index of the first row of an address stands how many of them are placed.
-  const placed = new Uint32Array(count);
-  for (let index = 0; index < count; index++) {
-    const first = lowerBound(sorted, count, gpas[own[index]!]!);
-    result[first + placed[first]!++] = own[index]!;
+/** The rows of a space: its places are sorted, and rows counted into them, so that no two rows are compared. */
+function sortedRows({ ranges, places }: Timeline, space: number): Uint32Array {
+  const gpas = Float64Array.from(ofSpace(places.gpa.cells, places.space.cells, places.gpa.length, space)).sort();
+  // How many rows begin at each place, then where in the result the next of them goes.
+  const next = new Uint32Array(gpas.length + 1);
+  const rankOf = new Uint32Array(places.gpa.length);
+  for (let place = 0; place < rankOf.length; place++) {
+    if (places.space.cells[place] === space) rankOf[place] = lowerBound(gpas, gpas.length, places.gpa.cells[place]!);
   }
+  const count = ranges.gpa.length;
+  const [spaces, placeOf] = [ranges.space.cells, ranges.place.cells];
+  for (let row = 0; row < count; row++) if (spaces[row] === space) next[rankOf[placeOf[row]!]! + 1]!++;
+  for (let rank = 0; rank < gpas.length; rank++) next[rank + 1]! += next[rank]!;
+  const result = new Uint32Array(next[gpas.length]!);
+  for (let row = 0; row < count; row++) if (spaces[row] === space) result[next[rankOf[placeOf[row]!]!]!++] = row;
   return result;
+}
+
+function* ofSpace(
+  values: ArrayLike<number>,
+  spaces: ArrayLike<number>,
+  count: number,
+  space: number,
+): Iterable<number> {
+  for (let index = 0; index < count; index++) if (spaces[index] === space) yield values[index]!;
 }
 
 function axisOf({ ranges, length }: Timeline, rows: Uint32Array): Axis {
@@ -127,27 +136,21 @@ function axisOf({ ranges, length }: Timeline, rows: Uint32Array): Axis {
 }
 
 /** The union of all host ranges, as disjoint blocks. */
-function hostBlocks({ ranges, spaces }: Timeline): HostBlocks {
-  const [hosts, sizes] = [ranges.host.cells, ranges.size.cells];
-  const isSlot = spaces.map(({ source }) => source === 'slots');
-  const begins = new Float64Array(ranges.gpa.length);
-  const ends = new Float64Array(ranges.gpa.length);
-  let count = 0;
-  for (let row = 0; row < begins.length; row++) {
-    if (!isSlot[ranges.space.cells[row]!]) continue;
-    begins[count] = hosts[row]!;
-    ends[count++] = hosts[row]! + sizes[row]!;
-  }
-  begins.subarray(0, count).sort();
-  ends.subarray(0, count).sort();
-  const blocks: { start: number; end: number }[] = [];
+function hostBlocks({ hosts }: Timeline): HostBlocks {
+  const count = hosts.start.length;
+  const begins = hosts.start.cells.slice(0, count).sort();
+  const ends = hosts.start.cells.slice(0, count);
+  for (let row = 0; row < count; row++) ends[row]! += hosts.size.cells[row]!;
+  ends.sort();
+  const [starts, sizes] = [float64(), float64()];
   for (let index = 0; index < count; index++) {
     // Ends need no partner: a union of ranges ends wherever as many have ended as begun.
-    if (index === 0 || begins[index]! > ends[index - 1]!) blocks.push({ start: begins[index]!, end: 0 });
-    blocks.at(-1)!.end = ends[index]!;
+    if (index === 0 || begins[index]! > ends[index - 1]!) {
+      starts.push(begins[index]!);
+      sizes.push(0);
+    }
+    const block = starts.length - 1;
+    sizes.set(block, ends[index]! - starts.at(block));
   }
-  return {
-    starts: Float64Array.from(blocks, ({ start }) => start),
-    sizes: Float64Array.from(blocks, ({ start, end }) => end - start),
-  };
+  return { starts: starts.cells.slice(0, starts.length), sizes: sizes.cells.slice(0, sizes.length) };
 }

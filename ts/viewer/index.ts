@@ -23,7 +23,7 @@ export interface MountedViewer {
 }
 
 /**
- * Shows `trace` in `element`, which must have a height and no shadow root yet. `name` is shown beside it. A trace that
+ * Shows `trace` in `element`, which must have a height and no shadow tree of another's making. `name` is shown beside it. A trace that
  * can't be read is told in the element, as far as it went.
  */
 export function mount(

@@ -1,6 +1,7 @@
 import { READONLY } from '../trace/index.js';
 import type { History } from './history.js';
-import { kinds, none, noSlot, type Timeline, unnumbered } from './timeline.js';
+import { kinds, none, noSlot, unnumbered } from './records.js';
+import type { Timeline } from './timeline.js';
 
 /** How something of the present transaction is told apart, by more than its colour. */
 export const marks = ['kept', 'deleted', 'created', 'changed', 'hole'] as const;
@@ -21,6 +22,8 @@ export interface Lane {
   readonly fills: Uint8Array;
   /** Index in {@link marks}. */
   readonly marks: Uint8Array;
+  /** The indices of those that have another mark than kept. */
+  readonly changed: Uint32Array;
   readonly readonly: Uint8Array;
   /** Row of the timeline's ranges, `none` for a hole. */
   readonly rows: Uint32Array;
@@ -106,7 +109,7 @@ function slotLabel({ ranges }: Timeline, row: number): string {
 }
 
 /** The columns of a lane, to be filled. */
-type Columns = Pick<Lane, 'starts' | 'ends' | 'fills' | 'marks' | 'readonly' | 'rows'>;
+type Columns = Pick<Lane, 'starts' | 'ends' | 'fills' | 'marks' | 'changed' | 'readonly' | 'rows'>;
 
 function columnsFor(count: number): Columns {
   return {
@@ -114,6 +117,7 @@ function columnsFor(count: number): Columns {
     ends: new Float64Array(count),
     fills: new Uint8Array(count),
     marks: new Uint8Array(count),
+    changed: new Uint32Array(0),
     readonly: new Uint8Array(count),
     rows: new Uint32Array(count),
   };
@@ -134,8 +138,13 @@ function columnsOf(history: History, rows: Uint32Array): Columns {
 
 function withMarks(columns: Columns, marked: Uint8Array): Columns {
   const own = new Uint8Array(columns.rows.length);
-  for (let index = 0; index < own.length; index++) own[index] = marked[columns.rows[index]!]!;
-  return { ...columns, marks: own };
+  const changed: number[] = [];
+  for (let index = 0; index < own.length; index++) {
+    const mark = marked[columns.rows[index]!]!;
+    own[index] = mark;
+    if (mark !== 0) changed.push(index);
+  }
+  return { ...columns, marks: own, changed: Uint32Array.from(changed) };
 }
 
 /** Copies a range from one lane to another. */
@@ -182,6 +191,7 @@ function mergedLane(history: History, slots: Columns): Lane {
     ends: columns.ends.subarray(0, count),
     fills: columns.fills.subarray(0, count),
     marks: columns.marks.subarray(0, count),
+    changed: columns.changed,
     readonly: columns.readonly.subarray(0, count),
     rows: columns.rows.subarray(0, count),
     label: (index) => (columns.readonly[index] === 1 ? 'rom' : 'ram'),
@@ -199,6 +209,7 @@ function betweenLane(
   const deleted = marks.indexOf('deleted');
   const kept = before.rows.reduce((count, row) => count + (marked[row] === deleted ? 0 : 1), 0);
   const columns = columnsFor(kept + holes.length);
+  const changed = new Uint32Array(holes.length);
   let [at, hole] = [0, 0];
   for (let index = 0; index < columns.rows.length; ) {
     const next = holes[hole];
@@ -207,7 +218,7 @@ function betweenLane(
       at++;
       continue;
     }
-    hole++;
+    changed[hole++] = index;
     columns.rows[index] = none;
     columns.starts[index] = next.start;
     columns.ends[index] = next.end;
@@ -215,6 +226,7 @@ function betweenLane(
   }
   return {
     ...columns,
+    changed,
     key: 'between',
     title: 'In between',
     label: (index) => (columns.rows[index] === none ? 'hole' : label(columns.rows[index]!)),

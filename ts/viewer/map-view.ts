@@ -47,14 +47,15 @@ export class MapView {
   #selected: Item | undefined;
   #marker: number | undefined;
 
-  constructor() {
+  /** `label` names it for those who don't see it; `id` makes ids unique in the document. */
+  constructor(label: string, id: string) {
     this.canvas = element('canvas', {
       attributes: {
         tabindex: '0',
         role: 'application',
         'aria-roledescription': 'memory map',
-        'aria-label': 'Map of guest-physical memory',
-        'aria-describedby': 'map-keys',
+        'aria-label': label,
+        'aria-describedby': id,
       },
     });
     this.#tip = element('div', { class: 'tip', attributes: { hidden: '' } });
@@ -62,7 +63,7 @@ export class MapView {
     const keys = element('p', {
       class: 'unseen',
       text: 'Arrow keys left and right move, plus and minus zoom, 0 shows all. Arrow keys up and down choose a lane, N and P its next and previous range, Z zooms to it. A table of the same ranges is on the tab Table.',
-      attributes: { id: 'map-keys' },
+      attributes: { id },
     });
     this.element = element('div', { class: 'map', children: [this.canvas, this.#tip, keys, this.#status] });
     attachGestures(this.canvas, {

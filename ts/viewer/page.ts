@@ -1,6 +1,6 @@
+import { type InlineTrace, withTrace } from '../core/page-document.js';
 import { readTrace } from '../trace/index.js';
 import { App } from './app.js';
-import { type InlineTrace, withTrace } from './document.js';
 import { button, element } from './element.js';
 
 // Before anything changes it: what an export starts from.
@@ -31,13 +31,17 @@ app.actions.append(
   picker,
 );
 app.empty.append(
-  element('h2', { text: 'Drop a log here' }),
+  element('h2', { text: 'What does a guest see while its memory is changed?' }),
   element('p', {
-    text: 'QEMU’s kvm_set_user_memory trace, strace of its ioctls, the output of info mtree -f, or this program’s own log; plain or gzip. Nothing leaves your computer.',
+    text: 'KVM can’t resize, split or merge a memory slot: it is deleted, and created anew. In between, a running vCPU finds a hole where its memory was. See it happen, or drop a log here to see where it did.',
   }),
   element('div', {
     class: 'buttons',
-    children: [button('Open a file…', () => picker.click()), button('Try it without one', () => app.tabs.show(1))],
+    children: [button('Try it', () => app.tabs.show(1)), button('Open a log…', () => picker.click())],
+  }),
+  element('p', {
+    class: 'mode',
+    text: 'Read are QEMU’s kvm_set_user_memory trace, strace of its ioctls, the output of info mtree -f, and this program’s own logs, plain or gzip. Nothing leaves your computer.',
   }),
 );
 
@@ -108,7 +112,7 @@ async function openServed(token: string): Promise<void> {
       return;
     }
     app.markReady();
-    await app.follow(readTrace(response.body, { lenient: true }), name);
+    if (!(await app.follow(readTrace(response.body, { lenient: true }), name))) return;
     // Something else begins, or the server has ended: then the next fetch fails, and says so.
     await new Promise((resolve) => setTimeout(resolve, reconnectInterval));
   }

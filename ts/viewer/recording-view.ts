@@ -5,10 +5,11 @@ import { History } from './history.js';
 import { type Moment, momentOf } from './lanes.js';
 import { LookUp, parseAddress } from './look-up.js';
 import { MapView } from './map-view.js';
+import { type Hole, noSlot } from './records.js';
 import { Strip } from './strip.js';
 import { LayoutTable } from './table.js';
 import { Tabs } from './tabs.js';
-import { type Hole, noSlot, Timeline } from './timeline.js';
+import { Timeline } from './timeline.js';
 import { bytes, describeTransaction, duration, hexadecimal, isHidden } from './words.js';
 
 /** Milliseconds between two transactions while playing. */
@@ -21,7 +22,7 @@ const liveInterval = 200;
 /** A recording on a page: the map, the scrubber, the findings, the table and the search. */
 export class RecordingView {
   readonly element: HTMLElement;
-  readonly map = new MapView();
+  readonly map = new MapView('Map of guest-physical memory', 'recording-keys');
   readonly strip: Strip;
   readonly #findings: Findings;
   readonly #table: LayoutTable;

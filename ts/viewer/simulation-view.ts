@@ -34,7 +34,7 @@ const pairs: readonly (readonly [Reshape, string, Reshape, string])[] = [
 /** Guests that read known words while the user changes the memory under them, naively or atomically. */
 export class SimulationView {
   readonly element: HTMLElement;
-  readonly map = new MapView();
+  readonly map = new MapView('Map of the simulated guest’s memory', 'simulation-keys');
   readonly mode: SimulationMode = globalThis.crossOriginIsolated ? 'threads' : 'stepper';
   readonly #sentence = element('p', { class: 'sentence', attributes: { 'aria-live': 'polite' } });
   readonly #cells: Record<Updates, HTMLElement[]>;
@@ -55,7 +55,6 @@ export class SimulationView {
     this.#reshapes = element('div', {
       class: 'buttons',
       attributes: { role: 'group', 'aria-label': 'Change the memory' },
-      children: pairs.map((pair) => this.#toggle(pair)),
     });
     this.#step = button('Next transaction', () => this.#order({ kind: 'step' }));
     this.#storm = button('Storm of changes', () => {
@@ -114,6 +113,9 @@ export class SimulationView {
     this.#playsLog = playsLog && this.#log !== undefined;
     this.#shown = undefined;
     this.#sentence.textContent = 'Starting the guests…';
+    // Each machine begins with one region, whole and writable, and naively.
+    this.#reshapes.replaceChildren(...pairs.map((pair) => this.#toggle(pair)));
+    this.#radios.get('naive')!.checked = true;
     const script = URL.createObjectURL(new Blob([workerScript], { type: 'text/javascript' }));
     let worker: Worker;
     try {
@@ -123,6 +125,7 @@ export class SimulationView {
       return;
     }
     worker.onmessage = ({ data }: MessageEvent<SimulationReport>) => {
+      URL.revokeObjectURL(script);
       if (this.#worker === worker) this.#take(data);
     };
     worker.onerror = (event) => this.#fail(event.message || 'its worker could not be started');
@@ -149,7 +152,6 @@ export class SimulationView {
       }
       this.#cells[updates][0]!.classList.toggle('bad', wrongValues > 0);
     }
-    this.#radios.get(report.updates)!.checked = true;
     this.#storm.setAttribute('aria-pressed', `${report.storm}`);
     this.#vcpus.textContent = report.vcpus
       .map(({ reads, wrongValues }, index) => `vCPU ${index}: ${millions(reads)} reads, ${wrongValues} wrong`)

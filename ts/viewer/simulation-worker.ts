@@ -47,5 +47,9 @@ async function start({ mode, vcpus, log }: SimulationOrder & { kind: 'start' }):
       worker.onerror = (event) => reject(new Error(`a vCPU's thread failed: ${event.message}`));
       worker.postMessage(data);
     });
-  return await Simulation.start({ mode, vcpus, module, recording, startVcpu, report });
+  try {
+    return await Simulation.start({ mode, vcpus, module, recording, startVcpu, report });
+  } finally {
+    URL.revokeObjectURL(script);
+  }
 }

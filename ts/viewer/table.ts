@@ -1,6 +1,6 @@
 import { button, element } from './element.js';
 import { type Moment, marks } from './lanes.js';
-import { noSlot, unnumbered } from './timeline.js';
+import { noSlot, unnumbered } from './records.js';
 import { bytes, flagNames, hexadecimal } from './words.js';
 
 const pageRows = 100;

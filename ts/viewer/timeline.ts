@@ -10,63 +10,7 @@ import {
   type TraceEvent,
 } from '../trace/index.js';
 import { float64, uint8, uint16, uint32 } from './columns.js';
-
-/** Stands for "not yet" and "none" in columns of indices. */
-export const none = 0xffffffff;
-
-/** Instead of a slot id: there is a slot, but what its id is isn't known. */
-export const unnumbered = 0xffffffff;
-/** Instead of a slot id: KVM has no slot for the range. */
-export const noSlot = 0xfffffffe;
-
-/** What a range is to the guest; the index in this list is what columns hold. */
-export const kinds = ['ram', 'rom', 'romd', 'ramd', 'i/o'] as const;
-
-/** What an operation did; the index in this list is what columns hold. */
-export const changes = ['create', 'delete', 'move', 'flags', 'none', 'failed'] as const;
-
-/** One address space of one virtual machine. */
-export interface Space {
-  readonly vm: string;
-  /** KVM's number of it; 0 where it is known from snapshots. */
-  readonly addressSpace: number;
-  readonly name: string;
-  /** Whether it is known from slot calls; otherwise from snapshots of its flat view, which tell no slot ids. */
-  readonly source: 'slots' | 'snapshots';
-}
-
-/** Addresses that a transaction unmapped and mapped again: what a vCPU that ran meanwhile found missing. Bytes. */
-export interface Hole {
-  readonly gpa: number;
-  readonly size: number;
-  /** From the delete to the create, in microseconds; NaN if the log has no times. */
-  readonly microseconds: number;
-  /** The same host memory with the same flags came back. */
-  readonly reshape: boolean;
-  /** All vCPUs were held meanwhile, as the log shows. */
-  readonly inhibited: boolean;
-}
-
-/** The numbers of one transaction. */
-export interface TransactionFigures {
-  readonly index: number;
-  /** Index of the address space, undefined for a snapshot of all of them. */
-  readonly space: number | undefined;
-  /** Microseconds since the first event that has a time. */
-  readonly time: number | undefined;
-  readonly line: number;
-  readonly creates: number;
-  readonly deletes: number;
-  readonly flagChanges: number;
-  readonly failures: number;
-  /** Slots in use afterwards, all address spaces of the virtual machine together. */
-  readonly slots: number;
-  /** Bytes of deleted slots. */
-  readonly tornDown: number;
-  /** The time vCPUs were held, in microseconds: 0 if it isn't known, undefined if they weren't. */
-  readonly window: number | undefined;
-  readonly holes: readonly Hole[];
-}
+import { changes, type Hole, kinds, none, noSlot, type Space, type TransactionFigures, unnumbered } from './records.js';
 
 /**
  * A recording in columns: every range that was ever mapped, with the transactions at which it came and went; so the
@@ -89,7 +33,13 @@ export class Timeline {
     name: uint32(),
     born: uint32(),
     died: uint32(),
+    /** Row of {@link places}: ranges that begin at the same address of the same space have the same. */
+    place: uint32(),
   };
+  /** Every address at which some range began. Few, where the same slots come and go. */
+  readonly places = { space: uint16(), gpa: float64() };
+  /** Every host-virtual address at which some slot's memory began, and the largest size of it. */
+  readonly hosts = { start: float64(), size: float64() };
   readonly transactions = {
     space: uint16(),
     time: float64(),
@@ -120,6 +70,9 @@ export class Timeline {
   readonly #nameOf = new Map<string, number>([['', 0]]);
   /** The range that a slot id, or a snapshot's range by its text, stands for now. One map a space. */
   readonly #alive: Map<number | string, number>[] = [];
+  /** By space: the row of {@link places} of an address. */
+  readonly #placeOf: Map<number, number>[] = [];
+  readonly #hostOf = new Map<number, number>();
   /** Number of the transaction as the grouper counts, which knows no snapshots. */
   #group = -1;
   #windowBegin: number | undefined;
@@ -391,7 +344,29 @@ export class Timeline {
     ranges.kind.push(values.kind);
     ranges.name.push(values.name);
     ranges.born.push(transaction);
+    ranges.place.push(this.#place(space, values.gpa));
+    if (this.spaces[space]!.source === 'slots') this.#host(values.host, values.size);
     return ranges.died.push(none);
+  }
+
+  #place(space: number, gpa: number): number {
+    const places = this.#placeOf[space]!;
+    let place = places.get(gpa);
+    if (place === undefined) {
+      this.places.space.push(space);
+      place = this.places.gpa.push(gpa);
+      places.set(gpa, place);
+    }
+    return place;
+  }
+
+  #host(start: number, size: number): void {
+    const { hosts } = this;
+    const row = this.#hostOf.get(start);
+    if (row === undefined) {
+      hosts.start.push(start);
+      this.#hostOf.set(start, hosts.size.push(size));
+    } else if (size > hosts.size.at(row)) hosts.size.set(row, size);
   }
 
   #space(vm: string, addressSpace: number, name: string, source: Space['source']): number {
@@ -401,6 +376,7 @@ export class Timeline {
       space = this.spaces.push({ vm, addressSpace, name, source }) - 1;
       this.#spaceOf.set(key, space);
       this.#alive.push(new Map());
+      this.#placeOf.push(new Map());
     }
     return space;
   }

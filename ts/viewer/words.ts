@@ -1,7 +1,7 @@
 import { formatSize, hex } from '../core/checks.js';
 import { GUEST_MEMFD, LOG_DIRTY_PAGES, READONLY } from '../trace/index.js';
 import { type Lane, type Moment, marks } from './lanes.js';
-import { type Hole, kinds, none, noSlot, type TransactionFigures, unnumbered } from './timeline.js';
+import { type Hole, kinds, none, noSlot, type TransactionFigures, unnumbered } from './records.js';
 
 export { formatSize as bytes, hex as hexadecimal };
 
