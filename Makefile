@@ -5,7 +5,7 @@ CC ?= cc
 TOOL = wasm-build/tool.sh
 EMCC ?= $(TOOL) emscripten emcc
 CFLAGS = -std=c11 -O3 -Wall -Wextra -Werror
-STRICT = $(CFLAGS) -Wshadow -Wconversion -Wno-sign-conversion -fsyntax-only
+STRICT = $(CFLAGS) -Wconversion -Wno-sign-conversion -fsyntax-only
 CORE = $(filter-out csrc/kvm.c,$(wildcard csrc/*.c))
 HEADERS = csrc/slots.h csrc/kvm.h
 # Arena sizes from 2 MiB to 1 GiB link with these modules; __stack_pointer lets each thread have its own stack.
