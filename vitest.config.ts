@@ -27,6 +27,8 @@ export default defineConfig({
           name: 'package',
           include: ['test/**/*.test.ts'],
           exclude: [...configDefaults.exclude, 'test/core/**'],
+          // Threads, browsers and a real KVM on a shared machine: what fails must fail twice to count.
+          retry: process.env.CI ? 1 : 0,
         },
       },
     ],
