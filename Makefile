@@ -103,7 +103,8 @@ coverage: build coverage/slots.so ## lines of the TypeScript and the C that the 
 	rm -rf coverage/v8 coverage/c && mkdir coverage/c
 	MEMSLOTS_LIBRARY=$(CURDIR)/coverage/slots.so LLVM_PROFILE_FILE='$(CURDIR)/coverage/c/%p%c.profraw' \
 		NODE_V8_COVERAGE=$(CURDIR)/coverage/v8 npx --no-install vitest run --config test/coverage/vitest.config.ts
-	$(TOOL) llvm llvm-profdata merge --version >/dev/null 2>&1 || true
+	$(TOOL) llvm llvm-profdata merge -o coverage/c.profdata coverage/c/*.profraw
+	$(TOOL) llvm llvm-cov export -format=lcov -instr-profile=coverage/c.profdata coverage/slots.so >coverage/c.lcov
 	node test/coverage/report.mjs coverage
 
 # Each target gets a share; what they have found worth keeping stays for the next time.
