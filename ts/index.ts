@@ -16,7 +16,7 @@ export {
 } from './kvm/backend.js';
 export { Gate, type GateHandle } from './kvm/gate.js';
 export { type CommitCanceller, cancelCommit, type InhibitorOptions } from './kvm/inhibitor.js';
-export { Machine, type MachineOptions, type Slot } from './kvm/machine.js';
+export { Machine, type MachineOptions, type PublishedCommit, type PublishedWindow, type Slot } from './kvm/machine.js';
 export { Plan } from './kvm/plan.js';
 export {
   type Operation,

@@ -1,6 +1,13 @@
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { describe, expect, it } from 'vitest';
-import { Machine, MemoryRegion, type MemorySlotsError } from '../../ts/index.js';
+import {
+  Gate,
+  Machine,
+  MemoryRegion,
+  type MemorySlotsError,
+  type PublishedCommit,
+  type PublishedWindow,
+} from '../../ts/index.js';
 import { withMachine } from '../kvm/backends.js';
 
 const guest = { steps: [{ kind: 'check', gpa: 0, size: 4, expected: 0 }] } as const;
@@ -49,17 +56,62 @@ describe('adding a vCPU', () => {
   });
 });
 
-describe('commits', () => {
-  it('are published on a diagnostics channel, with their calls', async () => {
-    const records: unknown[] = [];
-    const listener = (record: unknown) => records.push(record);
-    subscribe('kvm-memslots:commit', listener);
-    await withMachine(simulated, (machine) => {
-      machine.system.add(MemoryRegion.ram(machine.map, 'ram', 0x1000, { memory: machine.allocate(0x1000) }), 0x4000);
-    });
-    unsubscribe('kvm-memslots:commit', listener);
-    expect(records).toMatchObject([
-      { number: 1, creates: 1, inhibit: false, calls: [{ kind: 'create', slot: { gpa: 0x4000, size: 0x1000 } }] },
-    ]);
+/** What is published on `channels` of this project's while `body` runs, in order. */
+async function published(channels: readonly string[], body: () => Promise<void>): Promise<[string, unknown][]> {
+  const messages: [string, unknown][] = [];
+  const listeners = channels.map((name) => [name, (message: unknown) => messages.push([name, message])] as const);
+  for (const [name, listener] of listeners) subscribe(`kvm-memslots:${name}`, listener);
+  try {
+    await body();
+  } finally {
+    for (const [name, listener] of listeners) unsubscribe(`kvm-memslots:${name}`, listener);
+  }
+  return messages;
+}
+
+describe('diagnostics channels', () => {
+  it('carry commits with their calls, and windows before the commits that they were for', async () => {
+    let changed: Machine | undefined;
+    const messages = await published(['commit', 'window'], () =>
+      withMachine({ ...simulated, policy: 'exact' }, (machine) => {
+        changed = machine;
+        const memory = machine.allocate(0x2000);
+        const ram = MemoryRegion.ram(machine.map, 'ram', 0x1000, { memory });
+        machine.system.add(ram, 0x4000);
+        ram.setSize(0x2000);
+      }),
+    );
+    expect(messages.map(([name]) => name)).toEqual(['commit', 'window', 'commit']);
+    const [[, first], [, window], [, second]] = messages as [
+      [string, PublishedCommit],
+      [string, PublishedWindow],
+      [string, PublishedCommit],
+    ];
+    expect(first).toMatchObject({ number: 1, creates: 1, inhibit: false });
+    expect(first.calls).toMatchObject([{ kind: 'create', slot: { gpa: 0x4000, size: 0x1000 } }]);
+    expect(second.calls.map(({ kind }) => kind)).toEqual(['delete', 'create']);
+    expect(window).toEqual({ machine: changed, microseconds: second.windowMicroseconds, error: undefined });
+    expect([first.machine, second.machine]).toEqual([changed, changed]);
+  });
+
+  it('carry windows that came to nothing, with what the commit threw', async () => {
+    let thrown: unknown;
+    const messages = await published(['commit', 'window'], () =>
+      withMachine({ ...simulated, policy: 'exact', inhibitor: { timeout: 20 } }, (machine) => {
+        const ram = MemoryRegion.ram(machine.map, 'ram', 0x1000, { memory: machine.allocate(0x2000) });
+        machine.system.add(ram, 0);
+        const gate = Gate.attach(machine.ioctlGate());
+        gate.enter();
+        try {
+          ram.setSize(0x2000);
+        } catch (error) {
+          thrown = error;
+        }
+        gate.leave();
+      }),
+    );
+    expect(thrown).toMatchObject({ code: 'TIMEOUT' });
+    expect(messages.map(([name]) => name)).toEqual(['commit', 'window']);
+    expect((messages[1]![1] as PublishedWindow).error).toBe(thrown);
   });
 });

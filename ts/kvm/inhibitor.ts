@@ -72,16 +72,22 @@ export class Inhibitor {
   readonly #members = new Map<number, Member>();
   readonly #timeout: number;
   readonly #fairness: Fairness;
+  readonly #onWindow: ((microseconds: number, error: unknown) => void) | undefined;
   #inside = false;
   #attempts = 0;
 
-  /** Throws `STATE` on a thread other than the one that created the arena, and `INVALID` for options out of range. */
-  constructor(arena: Arena, options: InhibitorOptions = {}) {
+  /**
+   * Throws `STATE` on a thread other than the one that created the arena, and `INVALID` for options out of range.
+   * `onWindow` is told of each time that gates were shut, once all are open again: for how long, and what was thrown
+   * meanwhile, if anything. It must not throw.
+   */
+  constructor(arena: Arena, options: InhibitorOptions = {}, onWindow?: (microseconds: number, error: unknown) => void) {
     if (arena.isAttached) {
       throw new MemorySlotsError('STATE', "only the machine's owner thread may inhibit: this thread attached to it");
     }
     this.#arena = arena;
     this.#words = arena.words;
+    this.#onWindow = onWindow;
     this.#timeout = mustBeMilliseconds('the inhibit timeout', options.timeout ?? 5_000);
     this.control = arena.allocate(gateLineBytes, gateLineBytes);
     this.commonLine = arena.allocate(gateLineBytes, gateLineBytes);
@@ -154,8 +160,9 @@ export class Inhibitor {
     this.#inside = true;
     this.#attempts = (this.#attempts + 1) & 0x7fffffff || 1;
     Atomics.store(this.#words, attempt, this.#attempts);
-    let start: number;
-    let end: number;
+    let start: number | undefined;
+    let microseconds = 0;
+    let failure: unknown;
     let result: Result;
     try {
       this.#fairness.letStarvingIn(this.#progress(), deadline, () => this.#isCancelled());
@@ -165,14 +172,18 @@ export class Inhibitor {
       this.#waitForAllOut(deadline);
       Atomics.store(this.#words, attempt, 0);
       result = work();
+    } catch (error) {
+      failure = error;
+      throw error;
     } finally {
       for (const line of this.#lines()) Atomics.and(this.#words, line >>> 2, ~gateBits.shut);
-      end = performance.now();
+      if (start !== undefined) microseconds = (performance.now() - start) * 1000;
       Atomics.store(this.#words, attempt, 0);
       this.#inside = false;
       this.#wakeSleepers();
+      if (start !== undefined) this.#onWindow?.(microseconds, failure);
     }
-    return { result, microseconds: (end - start) * 1000 };
+    return { result, microseconds };
   }
 
   #shut(): void {

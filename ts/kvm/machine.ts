@@ -14,7 +14,7 @@ import { type GateHandle, gateLineBytes } from './gate.js';
 import { type CommitCanceller, Inhibitor, type InhibitorOptions } from './inhibitor.js';
 import { LinuxBackend } from './linux.js';
 import { Plan } from './plan.js';
-import { Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
+import { type Operation, Planner, type PlannerOptions, type Policy, pcSplitPoints } from './planner.js';
 import { SimulatedBackend, type SimulatedOptions } from './simulated.js';
 import { type CommitRecord, Rehearsed, SlotsListener } from './slots-listener.js';
 import { naiveWord } from './vcpu.js';
@@ -61,8 +61,26 @@ export interface Slot {
   readonly offset: number;
 }
 
-/** Each commit that changed slots is published here as a {@link CommitRecord}, its calls read, with its `machine`. */
+/** What is published of each commit that changed slots, on diagnostics channel `kvm-memslots:commit`. */
+export interface PublishedCommit extends Omit<CommitRecord, 'calls'> {
+  readonly calls: readonly Operation[];
+  readonly machine: Machine;
+}
+
+/**
+ * What is published of each time that vCPUs were kept out, also for nothing, on diagnostics channel
+ * `kvm-memslots:window`: once they may go on, and before the commit that it was for.
+ */
+export interface PublishedWindow {
+  readonly machine: Machine;
+  /** From shutting the first gate to having opened the last. */
+  readonly microseconds: number;
+  /** Why it came to nothing: what the commit, or {@link Machine.takeDirtyPages}, throws. Undefined if all went well. */
+  readonly error: unknown;
+}
+
 const commits = channel('kvm-memslots:commit');
+const windows = channel('kvm-memslots:window');
 
 /** How long leaving the process waits for vCPUs to end, in milliseconds. */
 const exitPatience = 2_000;
@@ -108,7 +126,10 @@ export class Machine implements AsyncDisposable {
     this.why = why;
     this.capabilities = backend.capabilities;
     try {
-      this.#inhibitor = new Inhibitor(this.#arena, options.inhibitor);
+      this.#inhibitor = new Inhibitor(this.#arena, options.inhibitor, (microseconds, error) => {
+        if (!windows.hasSubscribers) return;
+        windows.publish({ machine: this, microseconds, error } satisfies PublishedWindow);
+      });
       this.#sections = new SectionMap(this.#arena, sectionCapacity);
       const core = chooseCore(this.#arena, backend.kind === 'kvm' ? 'native' : 'wasm');
       this.#planner = new Planner(this.#arena, core, plannerOptions(options, backend.capabilities));
@@ -117,7 +138,8 @@ export class Machine implements AsyncDisposable {
       this.#listener = new SlotsListener(...parts, {
         onCommit: (record) => {
           options.onCommit?.(record);
-          if (commits.hasSubscribers) commits.publish({ ...record, calls: record.calls(), machine: this });
+          if (!commits.hasSubscribers) return;
+          commits.publish({ ...record, calls: record.calls(), machine: this } satisfies PublishedCommit);
         },
         ...(options.onEvent === undefined ? {} : { onEvent: options.onEvent }),
       });

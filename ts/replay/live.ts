@@ -4,19 +4,11 @@ import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MemorySlotsError } from '../core/errors.js';
-import type { Machine } from '../kvm/machine.js';
-import type { Operation } from '../kvm/planner.js';
-import type { CommitRecord } from '../kvm/slots-listener.js';
+import type { Machine, PublishedCommit } from '../kvm/machine.js';
 import { formatEvent, type LoggedEvent, type SlotUpdate } from '../trace/index.js';
 
 /** Bytes that may wait in a connection before commits are told in sum instead of one by one. */
 const mostWaiting = 4 * 1024 * 1024;
-
-/** What is published of each commit, on diagnostics channel `kvm-memslots:commit`. */
-interface PublishedCommit extends Omit<CommitRecord, 'calls'> {
-  readonly calls: readonly Operation[];
-  readonly machine: Machine;
-}
 
 /** A machine that is shown live. */
 export interface SharedMachine {
