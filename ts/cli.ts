@@ -45,13 +45,17 @@ function version(): string {
   return (JSON.parse(text) as { version: string }).version;
 }
 
+/** What a wrong command line is answered with. */
+let whereHelpIs = 'memslots --help';
+
 async function main(args: readonly string[]): Promise<number> {
   const [name, ...rest] = args;
   if (name === undefined) {
     process.stderr.write(await overview());
     return 2;
   }
-  if (name === '--help' || name === 'help') {
+  if (name === 'help' && rest[0] !== undefined) return main([rest[0], '--help']);
+  if (name === '--help' || name === '-h' || name === 'help') {
     process.stdout.write(await overview());
     return 0;
   }
@@ -66,11 +70,12 @@ async function main(args: readonly string[]): Promise<number> {
   }
   const load = Object.hasOwn(commands, name) ? commands[name] : undefined;
   if (load === undefined) {
-    const guess = nearest(name, Object.keys(commands));
+    const guess = nearest(name, [...Object.keys(commands), '--help', '--version', '--man']);
     throw new UsageError(`unknown command '${name}'${guess === undefined ? '' : `: did you mean '${guess}'?`}`);
   }
   const { command } = await load();
-  if (rest.includes('--help')) {
+  whereHelpIs = `memslots ${name} --help`;
+  if (rest.includes('--help') || rest.includes('-h')) {
     process.stdout.write(help(command));
     return 0;
   }
@@ -89,7 +94,7 @@ main(process.argv.slice(2)).then(
     process.exitCode = status;
   },
   (error: unknown) => {
-    if (error instanceof UsageError) process.stderr.write(`memslots: ${error.message}\nSee memslots --help.\n`);
+    if (error instanceof UsageError) process.stderr.write(`memslots: ${error.message}\nSee ${whereHelpIs}.\n`);
     else if (error instanceof MemorySlotsError) process.stderr.write(`memslots: ${error.message}\n`);
     else process.stderr.write(`memslots: ${error instanceof Error ? error.stack : String(error)}\n`);
     process.exitCode = error instanceof UsageError ? 2 : 1;

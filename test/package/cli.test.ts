@@ -23,6 +23,8 @@ describe('memslots', () => {
     expect(names).toEqual(expect.arrayContaining(['analyze', 'demo', 'doctor', 'flatten', 'replay', 'watch']));
     for (const code of [0, 1, 2, 130]) expect(stdout).toMatch(new RegExp(`^ {2}${code} `, 'm'));
     expect(memslots()).toEqual(expect.objectContaining({ status: 2, stdout: '', stderr: stdout }));
+    for (const alias of ['-h', 'help']) expect(memslots(alias).stdout).toBe(stdout);
+    for (const line of stdout.split('\n')) expect(line.length).toBeLessThanOrEqual(120);
   });
 
   it.each(names)('explains %s with its options and an example', (name) => {
@@ -30,10 +32,18 @@ describe('memslots', () => {
     expect([status, stderr]).toEqual([0, '']);
     expect(stdout).toContain('--help');
     expect(stdout).toMatch(new RegExp(`Examples\\n  memslots ${name}`));
+    for (const same of [
+      [name, '-h'],
+      ['help', name],
+    ])
+      expect(memslots(...same).stdout).toBe(stdout);
+    for (const line of stdout.split('\n')) expect(line.length).toBeLessThanOrEqual(120);
   });
 
   it.each([
     [['doctr'], "unknown command 'doctr': did you mean 'doctor'?"],
+    [['help', 'doctr'], "unknown command 'doctr': did you mean 'doctor'?"],
+    [['--versoin'], "unknown command '--versoin': did you mean '--version'?"],
     [['toString'], "unknown command 'toString'"],
     [['demo', '--jsn'], 'unknown option --jsn: did you mean --json?'],
     [['demo', '--seconds', 'soon'], "--seconds takes an integer from 1 to 86400, not 'soon'"],
@@ -43,7 +53,8 @@ describe('memslots', () => {
     const { status, stdout, stderr } = memslots(...args);
     expect([status, stdout]).toEqual([2, '']);
     expect(stderr).toContain(message);
-    expect(stderr).toContain('See memslots --help.');
+    const command = names.find((name) => name === args[0]);
+    expect(stderr).toContain(`See memslots ${command === undefined ? '' : `${command} `}--help.`);
   });
 
   it('guesses words at most two edits away', () => {

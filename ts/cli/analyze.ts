@@ -19,7 +19,7 @@ const formats: Record<TraceFormat, string> = {
 
 export const command: Command = {
   name: 'analyze',
-  summary: "Read another VMM's log and say what its guests could have seen.",
+  summary: "Reads another VMM's log and says what its guests could have seen",
   operands: 'LOG',
   options: [
     { name: 'json', help: 'print one JSON object instead of text' },

@@ -44,7 +44,7 @@ function printJson(entries: readonly (readonly [string, unknown])[]): void {
 /** `memslots flatten`. */
 export const command: Command = {
   name: 'flatten',
-  summary: "Print the flat memory map that a QEMU memory tree ('info mtree') comes to",
+  summary: "Prints the flat memory map that a QEMU memory tree ('info mtree') comes to",
   operands: 'FILE',
   options: [
     { name: 'diff', value: 'FILE2', help: 'print what changes from the map of FILE to that of FILE2' },

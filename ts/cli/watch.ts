@@ -96,7 +96,7 @@ function asJson(time: string, event: Event): string {
 /** `memslots watch`. */
 export const command: Command = {
   name: 'watch',
-  summary: 'Print each change of the ranges that KVM maps in a running QEMU',
+  summary: 'Prints each change of the ranges that KVM maps in a running QEMU',
   options: [
     { name: 'qmp', value: 'SOCKET', help: "the Unix socket QEMU was given with '-qmp unix:SOCKET,server=on,wait=off'" },
     { name: 'interval', value: 'MS', help: 'milliseconds between looks (200)' },
@@ -104,7 +104,8 @@ export const command: Command = {
   ],
   details: [
     "QEMU is asked for 'info mtree -f' again and again: what comes and goes between two looks isn't seen. The first look",
-    'shows all ranges as new. Without KVM there are none. If QEMU goes away, the command waits for another one at the same socket. Ctrl-C ends it.',
+    'shows all ranges as new. Without KVM there are none. If QEMU goes away, the command waits for another one at the',
+    'same socket. Ctrl-C ends it.',
     '',
     "With --json, each line has 'time' and 'event' (connected, disconnected, change). A change has 'addressSpace',",
     "'removed' and 'added': ranges as 'memslots flatten --json' prints them.",
