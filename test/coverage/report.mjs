@@ -25,6 +25,11 @@ const groups = [
   })),
 ];
 
+/** Whether `functions` are of this text, and not of one that was transformed on its way or built since. */
+const areOf = (text, functions) =>
+  functions.every(({ ranges }) => ranges.every(({ endOffset }) => endOffset <= text.length)) &&
+  functions[0]?.ranges[0]?.endOffset === text.length;
+
 /**
  * Adds one script's functions to `ran`: a byte for each of its characters, 1 where one run has come by. V8 gives nested
  * ranges, of which the innermost counts.
@@ -64,7 +69,9 @@ async function typescriptLines() {
     const { result } = JSON.parse(readFileSync(join(folder, 'v8', name), 'utf8'));
     for (const { url, functions } of result) {
       const script = scripts.get(url);
-      if (script !== undefined) add(script.ran, functions);
+      if (script === undefined) continue;
+      if (!areOf(script.text, functions)) throw new Error(`${name} tells of another ${script.path} than is there now`);
+      add(script.ran, functions);
     }
   }
   const files = new Map();

@@ -17,7 +17,7 @@ const built: Plugin = {
     if (!source.startsWith('.') || importer === undefined) return null;
     const path = relative(root, resolve(importer, '..', source));
     const id = resolve(root, path.replace(/^ts\//, 'dist/'));
-    return path.startsWith('ts/') && existsSync(id) ? { id, external: true } : null;
+    return path.startsWith('ts/') && existsSync(id) ? id : null;
   },
 };
 
@@ -35,6 +35,7 @@ export default defineConfig({
         root,
         exclude: [...(project.test!.exclude ?? []), ...leftOut],
         setupFiles: ['test/coverage/flush.ts'],
+        server: { deps: { external: [/\/dist\//] } },
         testTimeout: 240_000,
       },
     })),

@@ -1,4 +1,5 @@
 import { spawnSync } from 'node:child_process';
+import { resolve } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { type Check, coreChecks, deviceAdvice, kvmChecks } from '../../ts/cli/doctor.js';
 import type { Core } from '../../ts/core/core.js';
@@ -35,6 +36,25 @@ describe('memslots doctor', () => {
     for (const { status: each, advice } of checks) expect(advice === undefined).toBe(each === 'ok');
     const usable = checks.every((check) => check.status !== 'problem');
     expect([status, backend]).toEqual(usable ? [0, 'kvm'] : [1, 'simulated']);
+  });
+
+  it.each([
+    ['that is not there', '/nonexistent/slots.so', 'there is no native library for'],
+    ['that is none', resolve('package.json'), "the native library can't be loaded"],
+  ])('tells of a native library %s, and that only the simulated KVM is left', (_, library, found) => {
+    const { stdout, status } = spawnSync(process.execPath, ['dist/cli.js', 'doctor', '--json'], {
+      encoding: 'utf8',
+      env: { ...process.env, MEMSLOTS_LIBRARY: library },
+    });
+    const { backend, checks } = JSON.parse(stdout) as { backend: string; checks: Check[] };
+    expect([status, backend]).toEqual([1, 'simulated']);
+    expect(checks).toContainEqual({
+      name: 'native core',
+      status: 'problem',
+      found: expect.stringContaining(found),
+      advice: expect.stringMatching(/install the package again|build it from the sources/),
+    });
+    expect(checks).toContainEqual(expect.objectContaining({ name: 'WASM core', status: 'ok' }));
   });
 
   it('tells what KVM can do where it can be used', (context) => {
