@@ -137,6 +137,10 @@ describe('a map of sections', () => {
 
   it.each([
     ['deletes what is not there', [{ ...one, at: 3 }], [], errno.ENOENT],
+    ['deletes what lies below all', [{ ...one, at: 0, pages: 1 }], [], errno.ENOENT],
+    ['deletes what reaches beyond all', [{ ...one, pages: 6 }], [], errno.ENOENT],
+    ['deletes one twice', [one, one], [], errno.EINVAL],
+    ['adds downwards', [], [12, 9].map((at) => ({ ...one, at, pages: 1 })), errno.EINVAL],
     ['adds over what stays', [], [{ ...one, at: 4 }], errno.EEXIST],
     [
       'adds two that overlap',

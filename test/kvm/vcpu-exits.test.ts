@@ -8,7 +8,7 @@ import { currentThread, describeThread } from '../../ts/kvm/thread-state.js';
 import { VcpuLoop } from '../../ts/kvm/vcpu.js';
 import { SectionMap } from '../../ts/memory/section-map.js';
 import { rangeOf } from '../core/core.js';
-import { needsKvm, withMachine } from './backends.js';
+import { backends, needsKvm, withMachine } from './backends.js';
 
 const page = 0x1000;
 /** What memory at host address `host` holds in {@link exitAt}. */
@@ -102,6 +102,54 @@ describe('ports, which nobody answers,', () => {
       expect(memory.bytes(0x100, 1)[0]).toBe(0xff);
       // in, out, hlt
       expect(vcpu.counters).toMatchObject({ exits: 3, mmioExits: 0 });
+    });
+  });
+});
+
+describe('a guest in real mode', () => {
+  it('starts at the address that it is to start at', async (context) => {
+    needsKvm(context, 'kvm');
+    await withMachine({ backend: 'kvm' }, async (machine) => {
+      const memory = machine.allocate(16 * page);
+      // mov byte cs:[0x800], 0x5a; hlt
+      memory.bytes(0x7c00, 7).set([0x2e, 0xc6, 0x06, 0x00, 0x08, 0x5a, 0xf4]);
+      machine.system.add(MemoryRegion.ram(machine.map, 'ram', 16 * page, { memory }), 0);
+      const vcpu = await machine.addVcpu({ start: { mode: 'real', entry: 0x7c00 } });
+      vcpu.resume();
+      expect(await vcpu.stopped).toMatchObject({ reason: 'halt' });
+      // The code segment starts with the page of the entry.
+      expect(memory.bytes(0x7800, 1)[0]).toBe(0x5a);
+    });
+  });
+});
+
+describe.each(backends)('on %s, an access that no memory and no handler answers', (backend) => {
+  it('reads ones; writes are dropped, those to read-only memory too', async (context) => {
+    needsKvm(context, backend);
+    await withMachine({ backend }, async (machine) => {
+      const memory = machine.allocate(2 * page);
+      // mov eax, [0x10000]; mov [0x500], eax; mov [0x10000], eax; mov [0x20000], eax; hlt
+      const code = [0xa1, 0, 0, 1, 0, 0xa3, 0, 5, 0, 0, 0xa3, 0, 0, 1, 0, 0xa3, 0, 0, 2, 0, 0xf4];
+      memory.bytes(0, code.length).set(code);
+      machine.transaction(() => {
+        machine.system.add(MemoryRegion.ram(machine.map, 'ram', page, { memory }), 0);
+        machine.system.add(MemoryRegion.mmio(machine.map, 'empty', page), 0x10000);
+        machine.system.add(MemoryRegion.rom(machine.map, 'rom', page, { memory, memoryOffset: page }), 0x20000);
+      });
+      const vcpu = await machine.addVcpu({
+        start: { mode: 'protected', entry: 0 },
+        steps: [
+          { kind: 'check', gpa: 0x10000, size: 4, expected: 0xffffffff },
+          { kind: 'write', gpa: 0x10000, size: 4, value: 0xffffffff },
+          { kind: 'write', gpa: 0x20000, size: 4, value: 0xffffffff },
+          { kind: 'halt' },
+        ],
+      });
+      vcpu.resume();
+      expect(await vcpu.stopped).toMatchObject({ reason: 'halt' });
+      expect(vcpu.counters).toMatchObject({ mmioExits: 3, spuriousExits: 0, guestWrongValues: 0 });
+      if (backend === 'kvm') expect([...memory.bytes(0x500, 4)]).toEqual([0xff, 0xff, 0xff, 0xff]);
+      expect([...memory.bytes(page, 4)]).toEqual([0, 0, 0, 0]);
     });
   });
 });

@@ -118,7 +118,7 @@ function table(figures: readonly ModeFigures[], recording: Recording, skipped: n
     ['internal errors', ({ internalErrors }) => `${internalErrors}`],
   ];
   const line = (label: string, cells: readonly string[]) =>
-    `${label.padEnd(24)}${cells.map((cell) => cell.padStart(24)).join('')}\n`;
+    `${label.padEnd(24)}${cells.map((cell) => ` ${cell.padStart(23)}`).join('')}\n`;
   const header = line(
     '',
     figures.map(({ mode, policy }) => `${mode} (${policy})`),
