@@ -1,15 +1,13 @@
 import type { GuestProgram, HostMemory } from '../../ts/kvm/backend.js';
 import type { Machine } from '../../ts/kvm/machine.js';
+import { pageTableBytes, userStart } from '../../ts/kvm/x86.js';
 import { MemoryRegion } from '../../ts/memory/region.js';
 import { randomFrom } from '../../ts/testing/random.js';
 
 export const pageBytes = 0x1000;
 /** Where guests' code and page tables are mapped, never logged. One block a guest. */
 const codeAddress = 0x30000000;
-const blockBytes = 0x4000;
-/** Long mode maps the first GiB to itself. */
-const mappedBytes = 2 ** 30;
-const largePage = 2 ** 21;
+const blockBytes = pageBytes + pageTableBytes;
 
 /** How a guest is to run: emulated (32-bit) or, where KVM emulates kernels, natively (64-bit at privilege level 3). */
 export type GuestKind = 'protected' | 'user';
@@ -61,17 +59,7 @@ function place(machine: Machine, index: number, kind: GuestKind, code: readonly 
   memory.bytes(0, code.length).set(code);
   machine.system.add(MemoryRegion.ram(machine.map, `code ${index}`, blockBytes, { memory }), gpa);
   if (kind === 'protected') return { mode: 'protected', entry: gpa };
-  const bytes = memory.bytes(0, blockBytes);
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  // Present, writable, for privilege level 3, accessed, dirty.
-  const flags = 0x67;
-  const [top, pointers, directory] = [1, 2, 3].map((table) => table * pageBytes) as [number, number, number];
-  view.setBigUint64(top, BigInt(gpa + pointers + flags), true);
-  view.setBigUint64(pointers, BigInt(gpa + directory + flags), true);
-  for (let entry = 0; entry < mappedBytes / largePage; entry++) {
-    view.setBigUint64(directory + entry * 8, BigInt(entry * largePage + flags + 0x80), true);
-  }
-  return { mode: 'user', entry: gpa, pageTable: gpa + top };
+  return userStart(memory.bytes(pageBytes, blockBytes - pageBytes), gpa + pageBytes, gpa);
 }
 
 /** Guest `index` (from 1), which writes a counter to random ones of `count` pages from `gpa`, for ever. */

@@ -123,6 +123,18 @@ describe.each(backends)('a plan that is looked at, on %s', (backend) => {
 describe('a machine with system management mode', () => {
   const options = { backend: 'simulated', simulated: { profile: 'x86-smm' } } as const;
 
+  it('shows a guest_memfd in both address spaces, of which only the first binds it', async () => {
+    await withMachine({ ...options, splitPoints: [] }, (machine) => {
+      const memory = machine.allocate(mebibyte, { guestMemfd: true });
+      machine.transaction(() => {
+        machine.system.add(MemoryRegion.ram(machine.map, 'ram', mebibyte, { memory }), 0);
+        machine.smm!.root.add(MemoryRegion.alias(machine.map, 'system', machine.system, 0, 2n ** 64n), 0);
+      });
+      expect(machine.slots(0)).toMatchObject([{ flags: 4, memory, offset: 0 }]);
+      expect(machine.slots(1)).toMatchObject([{ flags: 0, memory, offset: 0 }]);
+    });
+  });
+
   it('changes both address spaces in one plan and one window', async () => {
     const records: CommitRecord[] = [];
     await withMachine({ ...options, splitPoints: [], onCommit: (record) => records.push(record) }, (machine) => {

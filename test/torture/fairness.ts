@@ -1,10 +1,9 @@
-import { readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { parseArgs } from 'node:util';
 import { Machine } from '../../ts/kvm/machine.js';
-import type { Vcpu } from '../../ts/kvm/vcpu-owner.js';
 import { MemoryRegion } from '../../ts/memory/region.js';
 import { placeWatchGuest, readWatchCounters, watchBlockBytes } from '../../ts/replay/watch-guest.js';
+import { processorShare, processorTime } from './processor-time.js';
 
 const usage = `npm run fairness -- [--seconds N] [--vcpus N,N,…] [--backend kvm|simulated] [--json]
 
@@ -30,11 +29,6 @@ interface Figures {
   /** Of what all vCPUs could have had on this machine's processors, from 0 to 1. */
   readonly vcpuShare: number;
   readonly commitsPerSecond: number;
-}
-
-/** Processor time that a thread has had, in milliseconds (proc(5), schedstat). */
-function processorTime(vcpu: Vcpu): number {
-  return Number(readFileSync(`/proc/self/task/${vcpu.thread}/schedstat`, 'latin1').split(' ')[0]) / 1e6;
 }
 
 async function measure(
@@ -63,7 +57,7 @@ async function measure(
     while (progress().some((reads) => reads === 0)) await new Promise((resolve) => setTimeout(resolve, 5));
 
     const entriesBefore = machine.vcpus.map(({ counters }) => counters.entries);
-    const timeBefore = machine.vcpus.map(processorTime);
+    const timeBefore = machine.vcpus.map(({ thread }) => processorTime(thread));
     const start = performance.now();
     let seen = progress();
     const since = seen.map(() => start);
@@ -86,7 +80,7 @@ async function measure(
     }
     const elapsed = performance.now() - start;
     const entries = machine.vcpus.map(({ counters }, index) => counters.entries - entriesBefore[index]!);
-    const time = machine.vcpus.reduce((sum, vcpu, index) => sum + processorTime(vcpu) - timeBefore[index]!, 0);
+    const time = machine.vcpus.reduce((sum, vcpu, index) => sum + processorTime(vcpu.thread) - timeBefore[index]!, 0);
     return {
       rule,
       vcpus,
@@ -94,7 +88,7 @@ async function measure(
       starvationCommits,
       entriesLeast: Math.min(...entries),
       entriesMost: Math.max(...entries),
-      vcpuShare: Math.round((time / (elapsed * Math.min(vcpus, availableParallelism()))) * 100) / 100,
+      vcpuShare: processorShare(time, elapsed, vcpus),
       commitsPerSecond: Math.round((commits / elapsed) * 1000),
     };
   } finally {

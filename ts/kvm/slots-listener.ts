@@ -301,8 +301,9 @@ export class SlotsListener implements MemoryListener {
       flags = BACKED;
       if (!isWritable(section)) flags |= READONLY;
       if (section.logging) flags |= LOG_DIRTY;
-      // KVM allows neither flag with a guest_memfd; the same bytes are mapped at the host address, too.
-      if (flags === BACKED && memory.guestMemfd >= 0) flags |= GUEST_MEMFD;
+      // KVM allows neither flag with a guest_memfd, and binds its pages to one slot; the same bytes are mapped at the
+      // host address, too. An address space beyond the first shows, as a rule, what the first shows.
+      if (flags === BACKED && memory.guestMemfd >= 0 && section.addressSpace.index === 0) flags |= GUEST_MEMFD;
     }
     const gpa = Number(section.gpa);
     return {

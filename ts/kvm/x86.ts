@@ -52,3 +52,32 @@ function flatSegment(view: DataView, offset: number, code: boolean, long: boolea
   const bytes = [type, 1, level, code && long ? 0 : 1, 1, code && long ? 1 : 0, 1, 0, 0];
   for (const [index, byte] of bytes.entries()) view.setUint8(offset + 14 + index, byte);
 }
+
+const pageBytes = 0x1000;
+const largePageBytes = 0x200000;
+const tableEntries = 512;
+/** GiB that {@link userStart} maps. */
+const mappedGibibytes = 4;
+/** Bytes of the page tables that {@link userStart} writes. */
+export const pageTableBytes = (2 + mappedGibibytes) * pageBytes;
+
+/**
+ * Start state of a guest at privilege level 3, with page tables that map the first 4 GiB to themselves written into
+ * `tables`: {@link pageTableBytes} bytes that the guest has at `gpa`, both page-aligned.
+ */
+export function userStart(tables: Uint8Array, gpa: number, entry: number): X86Start {
+  const view = new DataView(tables.buffer, tables.byteOffset, pageTableBytes);
+  // Present, writable, for privilege level 3, accessed, dirty.
+  const flags = 0x67;
+  const large = 0x80;
+  const set = (at: number, address: number, bits = flags) => view.setBigUint64(at, BigInt(address + bits), true);
+  set(0, gpa + pageBytes);
+  for (let directory = 0; directory < mappedGibibytes; directory++) {
+    const at = (2 + directory) * pageBytes;
+    set(pageBytes + directory * 8, gpa + at);
+    for (let index = 0; index < tableEntries; index++) {
+      set(at + index * 8, (directory * tableEntries + index) * largePageBytes, flags | large);
+    }
+  }
+  return { mode: 'user', entry, pageTable: gpa };
+}
