@@ -1,6 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, type TestContext } from 'vitest';
 import { nearest } from '../../ts/cli/command.js';
 
 const version = (JSON.parse(readFileSync('package.json', 'utf8')) as { version: string }).version;
@@ -69,17 +69,29 @@ describe('memslots', () => {
     expect(readFileSync('docs/memslots.1', 'utf8')).toBe(stdout);
   });
 
+  /** What a command writes to a terminal, with nothing of this environment: CI, for one, changes what Node takes it for. */
+  function onTerminal(context: TestContext, command: string, env: NodeJS.ProcessEnv = {}): string {
+    if (!existsSync('/usr/bin/script')) context.skip('there is no script(1) to make a terminal');
+    return spawnSync('/usr/bin/script', ['-qec', `'${process.execPath}' dist/cli.js ${command}`, '/dev/null'], {
+      encoding: 'utf8',
+      env: { PATH: process.env.PATH, TERM: 'xterm', ...env },
+    }).stdout;
+  }
+
   it('colours on terminals only, and not where NO_COLOR is set', (context) => {
     const introducer = '\u001b[';
     expect(memslots('doctor').stdout).not.toContain(introducer);
-    if (!existsSync('/usr/bin/script')) context.skip('there is no script(1) to make a terminal');
-    // Nothing else of this environment: CI, for one, makes Node take a terminal for one without colours.
-    const onTerminal = (env: NodeJS.ProcessEnv) =>
-      spawnSync('/usr/bin/script', ['-qec', `'${process.execPath}' dist/cli.js doctor`, '/dev/null'], {
-        encoding: 'utf8',
-        env: { PATH: process.env.PATH, TERM: 'xterm', ...env },
-      }).stdout;
-    expect(onTerminal({})).toContain(introducer);
-    expect(onTerminal({ NO_COLOR: '1' })).not.toContain(introducer);
+    expect(onTerminal(context, 'doctor')).toContain(introducer);
+    expect(onTerminal(context, 'doctor', { NO_COLOR: '1' })).not.toContain(introducer);
+  });
+
+  it('shows progress on terminals only, and not with --json', (context) => {
+    const demo = 'demo --seconds 1 --backend simulated';
+    const share = /\ratomic +\d+ %/;
+    const piped = memslots(...demo.split(' '));
+    expect(piped.stderr).toBe('');
+    expect(piped.stdout).not.toMatch(share);
+    expect(onTerminal(context, demo)).toMatch(share);
+    expect(onTerminal(context, `${demo} --json`)).not.toMatch(share);
   });
 });

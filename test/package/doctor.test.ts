@@ -57,6 +57,35 @@ describe('memslots doctor', () => {
     expect(checks).toContainEqual(expect.objectContaining({ name: 'WASM core', status: 'ok' }));
   });
 
+  it.each([
+    ['macOS', 'darwin', `Object.defineProperty(process, 'platform', { value: 'darwin' });`],
+    [
+      'Linux with musl',
+      'linux',
+      `const { readFileSync } = fs;
+       fs.readFileSync = (path, ...rest) => (path === '/proc/self/maps' ? '7f00-7f01 /lib/ld-musl-x86_64.so.1' : readFileSync(path, ...rest));`,
+    ],
+  ])('on %s says that the WASM core and the simulated KVM are what there is', (_, platform, pretend) => {
+    const host = `import fs from 'node:fs'; import { syncBuiltinESMExports } from 'node:module';
+      ${pretend} syncBuiltinESMExports();`;
+    const node = (...args: string[]) =>
+      spawnSync(process.execPath, ['--import', `data:text/javascript,${encodeURIComponent(host)}`, ...args], {
+        encoding: 'utf8',
+      });
+    const { stdout, status } = node('dist/cli.js', 'doctor', '--json');
+    const report = JSON.parse(stdout) as { platform: string; backend: string; checks: Check[] };
+    const name = `${platform}-${process.arch}${platform === 'linux' ? '-musl' : ''}`;
+    expect([status, report.backend, report.platform]).toEqual([1, 'simulated', name]);
+    const [, wasm, native] = report.checks;
+    expect([wasm!.status, native!.status]).toEqual(['ok', 'problem']);
+    expect(native!.found).toContain(`there is no native library for ${name} here`);
+    expect(native!.advice).toBe(
+      'on Linux, build it from the sources with make build; elsewhere, use the simulated KVM',
+    );
+    const demo = node('dist/cli.js', 'demo', '--seconds', '2', '--json');
+    expect(JSON.parse(demo.stdout)).toMatchObject({ backend: 'simulated', why: expect.stringContaining(name) });
+  });
+
   it('tells what KVM can do where it can be used', (context) => {
     needsKvm(context, 'kvm');
     const checks = kvmChecks();

@@ -1,3 +1,4 @@
+import { spawnSync } from 'node:child_process';
 import { subscribe, unsubscribe } from 'node:diagnostics_channel';
 import { describe, expect, it } from 'vitest';
 import {
@@ -53,6 +54,31 @@ describe('adding a vCPU', () => {
       const vcpu = await machine.addVcpu(guest, { signal: new AbortController().signal });
       expect(vcpu.index).toBe(0);
     });
+  });
+});
+
+describe('the library', () => {
+  it('prints nothing, whatever goes wrong', () => {
+    const program = `
+      import { Machine, MemoryRegion } from 'kvm-memslots';
+      const machine = await Machine.create({ backend: 'simulated', slots: 1, policy: 'exact' });
+      const memory = machine.allocate(0x2000);
+      const ram = MemoryRegion.ram(machine.map, 'ram', 0x1000, { memory });
+      machine.system.add(ram, 0);
+      const errors = [];
+      const fails = async (body) => { try { await body(); } catch (error) { errors.push(error.code); } };
+      await fails(() => machine.system.add(MemoryRegion.ram(machine.map, 'more', 0x1000, { memory }), 0x8000));
+      await fails(() => machine.addVcpu({ steps: [{ kind: 'halt' }] }, { signal: AbortSignal.abort() }));
+      const vcpu = await machine.addVcpu({ steps: [{ kind: 'fetch', gpa: 0x5000 }] });
+      vcpu.resume();
+      errors.push((await vcpu.stopped).reason);
+      await machine.close();
+      await fails(() => machine.allocate(1));
+      process.exitCode = JSON.stringify(errors) === '["CAPACITY","CANCELLED","internal-error","STATE"]' ? 42 : 1;`;
+    const { status, stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
+      encoding: 'utf8',
+    });
+    expect([status, stdout, stderr]).toEqual([42, '', '']);
   });
 });
 
