@@ -153,6 +153,9 @@ MEMSLOTS_EXPORT int32_t memslots_list(const struct memslots_table *table, struct
 void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t delete_count, const void *adds,
 		     uint32_t add_count, uint32_t stride);
 
+/* Eight bytes of whatever record. */
+typedef uint64_t __attribute__((may_alias)) memslots_word;
+
 /* ---- searching (search.c) ---- */
 
 /* Position of the first key above `gpa`, 0 to count. */

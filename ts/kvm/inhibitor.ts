@@ -105,7 +105,7 @@ export class Inhibitor {
     this.#assertOutside('add a vCPU');
     this.#words.fill(0, line >>> 2, (line + gateLineBytes) >>> 2);
     Atomics.store(this.#words, line >>> 2, gateBits.paused);
-    this.#members.set(index, { ...vcpu, progress: { line, at: performance.now() } });
+    this.#members.set(index, { ...vcpu, progress: { line, at: performance.now(), seen: 0 } });
   }
 
   /** Takes vCPU `index`, whose thread has ended, out. */

@@ -124,7 +124,7 @@ export class AddressSpace {
   readonly root: MemoryRegion;
   /** Place among the address spaces of its map, from 0. */
   readonly index: number;
-  #view = new FlatView([]);
+  #view = FlatView.empty;
   #edited: Window[] = [];
 
   /**
