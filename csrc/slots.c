@@ -71,16 +71,6 @@ int32_t memslots_table_init(struct memslots_table *table, uint32_t capacity)
 	return 0;
 }
 
-/*
- * A store into a copy that other threads may be reading, though they will throw away what they find: one that the
- * compiler can neither split nor invent. WASM's atomic stores order everything, and cost twenty times as much.
- */
-#ifdef __wasm__
-#define STORE(at, value) (*(volatile __typeof__(*(at)) *)(at) = (value))
-#else
-#define STORE(at, value) __atomic_store_n(at, value, __ATOMIC_RELAXED)
-#endif
-
 /* Moves items within a table, or a record into it. Where nobody else is reading, memmove is faster. */
 static void move_halves(const struct memslots_table *table, uint32_t *to, const uint32_t *from, size_t count)
 {
@@ -90,10 +80,10 @@ static void move_halves(const struct memslots_table *table, uint32_t *to, const 
 		memmove(to, from, count * sizeof(*to));
 	} else if (to < from) {
 		for (i = 0; i < count; i++)
-			STORE(&to[i], from[i]);
+			MEMSLOTS_STORE(&to[i], from[i]);
 	} else {
 		for (i = count; i-- > 0;)
-			STORE(&to[i], from[i]);
+			MEMSLOTS_STORE(&to[i], from[i]);
 	}
 }
 
@@ -105,10 +95,10 @@ static void move_words(const struct memslots_table *table, memslots_word *to, co
 		memmove(to, from, count * sizeof(*to));
 	} else if (to < from) {
 		for (i = 0; i < count; i++)
-			STORE(&to[i], from[i]);
+			MEMSLOTS_STORE(&to[i], from[i]);
 	} else {
 		for (i = count; i-- > 0;)
-			STORE(&to[i], from[i]);
+			MEMSLOTS_STORE(&to[i], from[i]);
 	}
 }
 

@@ -1,4 +1,5 @@
 import { channel } from 'node:diagnostics_channel';
+import { availableParallelism } from 'node:os';
 import type { Arena } from '../core/arena.js';
 import { mustBeAligned } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
@@ -108,7 +109,7 @@ export class Machine implements AsyncDisposable {
     this.why = why;
     this.capabilities = backend.capabilities;
     try {
-      this.#inhibitor = new Inhibitor(this.#arena, options.inhibitor);
+      this.#inhibitor = new Inhibitor(this.#arena, { processors: availableParallelism(), ...options.inhibitor });
       this.#sections = new SectionMap(this.#arena, sectionCapacity);
       const core = chooseCore(this.#arena, backend.kind === 'kvm' ? 'native' : 'wasm');
       this.#planner = new Planner(this.#arena, core, plannerOptions(options, backend.capabilities));
