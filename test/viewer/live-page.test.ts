@@ -8,7 +8,8 @@ import { followPrograms, followQemu } from '../../ts/cli/view-live.js';
 import { startViewServer } from '../../ts/cli/view-server.js';
 import { Machine, MemoryRegion, shareMachine } from '../../ts/index.js';
 import { LiveQemu, whyNoQemu } from '../qemu/live-qemu.js';
-import { builtPage, leavePage, missingBrowser, openPage, startBrowser } from './browser.js';
+import { missingBrowser, startBrowser } from './browser.js';
+import { builtPage, leavePage, openPage } from './opened-page.js';
 
 const artefacts = fileURLToPath(new URL('../artefacts', import.meta.url));
 const missing = missingBrowser();

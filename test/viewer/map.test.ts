@@ -5,7 +5,8 @@ import type { Browser, Locator, Page } from 'playwright-core';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { startViewServer } from '../../ts/cli/view-server.js';
 import { readTrace, toJson } from '../../ts/trace/index.js';
-import { builtPage, leavePage, missingBrowser, type OpenedPage, openPage, startBrowser, tipOf } from './browser.js';
+import { missingBrowser, startBrowser } from './browser.js';
+import { builtPage, leavePage, type OpenedPage, openPage, tipOf } from './opened-page.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const churn = `${root}/test/data/qemu/churn-pc-qemu10.0.log`;

@@ -12,7 +12,8 @@ import { createArena } from '../../ts/core/node.js';
 import { readTrace } from '../../ts/trace/index.js';
 import { History } from '../../ts/viewer/history.js';
 import { Timeline } from '../../ts/viewer/timeline.js';
-import { builtPage, desktop, leavePage, missingBrowser, openPage, startBrowser } from './browser.js';
+import { missingBrowser, startBrowser } from './browser.js';
+import { builtPage, desktop, leavePage, openPage } from './opened-page.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const log = join(root, 'test/data/qemu/churn-pc-qemu10.0.log');
