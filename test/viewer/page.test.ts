@@ -421,6 +421,15 @@ test('another page shows a trace with one call', async () => {
   await page.goto(`http://127.0.0.1:${(host.address() as AddressInfo).port}/`);
   await page.waitForSelector('#slots[data-ready]');
   expect(await place(page)).toContain(`of ${timeline.length}`);
+  // In an element of a phone's width it is laid out as on a phone, whatever the screen's width is.
+  const below = () =>
+    page.evaluate(() => {
+      const part = (name: string) => document.querySelector('#slots')!.shadowRoot!.querySelector(name)!;
+      return part('.side').getBoundingClientRect().top >= part('.stage').getBoundingClientRect().bottom;
+    });
+  expect(await below()).toBe(false);
+  await page.locator('#slots').evaluate((slots) => slots.setAttribute('style', 'height: 500px; width: 400px'));
+  expect(await below()).toBe(true);
   expect(await page.evaluate('viewer.close(), document.querySelector("#slots").shadowRoot.childElementCount')).toBe(0);
   expect(problems).toEqual([]);
   await page.context().close();
