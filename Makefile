@@ -25,7 +25,7 @@ DEBIAN_linux-arm64 = gcc-aarch64-linux-gnu and libc6-dev-arm64-cross
 # The compiler for the library whose platform is $*.
 LIBRARY_CC = $(if $(filter $@,$(NATIVE)),$(CC),$(CROSS_$*))
 
-.PHONY: help build arm64 pack-files test demo bench verify lint lint-c docs coverage fuzz sanitize clean
+.PHONY: help build arm64 pack-files test demo bench verify lint lint-c docs coverage fuzz sanitize races clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/' | sort | awk -F'\t' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -83,7 +83,7 @@ lint: node_modules/.installed lint-c ## style, types and warnings of the TypeScr
 	npx --no-install tsc --noEmit -p test
 
 lint-c:
-	$(TOOL) clang-format clang-format --dry-run -Werror csrc/*.[ch] test/fuzz/*.[ch]
+	$(TOOL) clang-format clang-format --dry-run -Werror csrc/*.[ch] test/fuzz/*.[ch] test/races/*.c
 	$(TOOL) cppcheck cppcheck --quiet --std=c11 --enable=warning,style,performance,portability --inline-suppr \
 		--suppress=missingIncludeSystem --error-exitcode=1 csrc
 	$(TOOL) gcc gcc $(STRICT) $(CORE) csrc/kvm.c
@@ -130,6 +130,9 @@ sanitize: $(FUZZERS:%=$(FUZZ)/%) ## the same random input for the C core each ti
 		$(FUZZ)/$$target -runs=10000 -seed=1 $(FUZZ_OPTIONS) >$(FUZZ)/$$target.log 2>&1 || \
 			{ tail -n 60 $(FUZZ)/$$target.log; exit 1; }; \
 		echo "$$target: $$(grep '^Done' $(FUZZ)/$$target.log), nothing found"; done
+
+races: ## the C core's readers against its writer under ThreadSanitizer; and that faulty variants are found
+	@test/races/races.sh
 
 clean: ## everything that can be made again
 	rm -rf dist coverage node_modules wasm-build/*.wasm wasm-build/*.so

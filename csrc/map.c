@@ -38,23 +38,20 @@ int32_t memslots_map_init(struct memslots_map *map, uint32_t capacity)
 	return 0;
 }
 
-/* Eight bytes of whatever record. */
-typedef uint64_t __attribute__((may_alias)) word;
-
 /* Looks `gpa` up in a copy that may be changing under it: it may go wrong, but not out of bounds. */
 static int32_t search(const struct memslots_table *table, uint64_t gpa, struct memslots_range *out)
 {
 	uint32_t position = memslots_upper_shared(table, gpa), id, i;
-	const word *from;
-	word *to = (word *)out;
+	const memslots_word *from;
+	memslots_word *to = (memslots_word *)out;
 
 	if (position == 0)
 		return -MEMSLOTS_ENOENT;
 	id = __atomic_load_n(&memslots_order(table)[position - 1], __ATOMIC_RELAXED);
 	if (id >= table->capacity)
 		return -MEMSLOTS_ENOENT;
-	from = (const word *)&memslots_ranges(table)[id];
-	for (i = 0; i < sizeof(*out) / sizeof(word); i++)
+	from = (const memslots_word *)&memslots_ranges(table)[id];
+	for (i = 0; i < sizeof(*out) / sizeof(memslots_word); i++)
 		to[i] = __atomic_load_n(&from[i], __ATOMIC_RELAXED);
 	return gpa - out->gpa < out->size ? 0 : -MEMSLOTS_ENOENT;
 }

@@ -121,13 +121,10 @@ INLINE uint32_t nodes_of(uint32_t keys)
 
 static void store(const struct memslots_table *table, uint64_t *key, uint64_t value)
 {
-	/* In halves, as slots.c stores the keys themselves. */
-	if (table->shared) {
-		__atomic_store_n((uint32_t *)key, (uint32_t)value, __ATOMIC_RELAXED);
-		__atomic_store_n((uint32_t *)key + 1, (uint32_t)(value >> 32), __ATOMIC_RELAXED);
-	} else {
+	if (table->shared)
+		MEMSLOTS_STORE(key, value);
+	else
 		*key = value;
-	}
 }
 
 void memslots_update_levels(struct memslots_table *table, uint32_t from, uint32_t to)
@@ -152,13 +149,15 @@ void memslots_update_levels(struct memslots_table *table, uint32_t from, uint32_
 	}
 }
 
-/* The range before `position`, if it holds `gpa`: no branch but on the result. */
+/* The range before `position`, if it holds `gpa`. With a ?: some compilers branch, and half of those addresses that miss
+ * are mispredicted. */
 INLINE int32_t holder(const struct memslots_table *table, uint32_t position, uint64_t gpa)
 {
 	uint32_t id = memslots_order(table)[position - (position > 0)];
 	const struct memslots_range *range = &memslots_ranges(table)[id];
+	uint32_t miss = -(uint32_t)(gpa - range->gpa >= range->size);
 
-	return gpa - range->gpa < range->size ? (int32_t)id : -MEMSLOTS_ENOENT;
+	return (int32_t)((id & ~miss) | ((uint32_t)-MEMSLOTS_ENOENT & miss));
 }
 
 int32_t memslots_find_exactly(const struct memslots_table *table, uint64_t gpa)
@@ -192,7 +191,7 @@ int32_t memslots_find(const struct memslots_table *table, double gpa)
 			for (lane = 0; lane < LANES; lane++) {                                                        \
 				ids[lane] =                                                                           \
 					holder(table, at[lane] < table->count ? at[lane] : table->count, gpas[lane]); \
-				found += ids[lane] >= 0;                                                              \
+				found += (int32_t)(~(uint32_t)ids[lane] >> 31);                                       \
 			}                                                                                             \
 		}                                                                                                     \
 		return found;                                                                                         \

@@ -71,11 +71,8 @@ int32_t memslots_table_init(struct memslots_table *table, uint32_t capacity)
 	return 0;
 }
 
-/*
- * Moves 32-bit words within a table. A copy that other threads may be reading (though they will throw away
- * what they find) needs stores that the compiler can neither split nor invent; otherwise memmove is faster.
- */
-static void move_words(const struct memslots_table *table, uint32_t *to, const uint32_t *from, size_t count)
+/* Moves items within a table, or a record into it. Where nobody else is reading, memmove is faster. */
+static void move_halves(const struct memslots_table *table, uint32_t *to, const uint32_t *from, size_t count)
 {
 	size_t i;
 
@@ -83,27 +80,40 @@ static void move_words(const struct memslots_table *table, uint32_t *to, const u
 		memmove(to, from, count * sizeof(*to));
 	} else if (to < from) {
 		for (i = 0; i < count; i++)
-			__atomic_store_n(&to[i], from[i], __ATOMIC_RELAXED);
+			MEMSLOTS_STORE(&to[i], from[i]);
 	} else {
 		for (i = count; i-- > 0;)
-			__atomic_store_n(&to[i], from[i], __ATOMIC_RELAXED);
+			MEMSLOTS_STORE(&to[i], from[i]);
+	}
+}
+
+static void move_words(const struct memslots_table *table, memslots_word *to, const memslots_word *from, size_t count)
+{
+	size_t i;
+
+	if (!table->shared) {
+		memmove(to, from, count * sizeof(*to));
+	} else if (to < from) {
+		for (i = 0; i < count; i++)
+			MEMSLOTS_STORE(&to[i], from[i]);
+	} else {
+		for (i = count; i-- > 0;)
+			MEMSLOTS_STORE(&to[i], from[i]);
 	}
 }
 
 static void move_keys(struct memslots_table *table, uint32_t to, uint32_t from, uint32_t count)
 {
-	move_words(table, (uint32_t *)&keys_of(table)[to], (uint32_t *)&keys_of(table)[from], (size_t)count * 2);
-	move_words(table, &order_of(table)[to], &order_of(table)[from], count);
+	move_words(table, &keys_of(table)[to], &keys_of(table)[from], count);
+	move_halves(table, &order_of(table)[to], &order_of(table)[from], count);
 }
 
 static void set_key(struct memslots_table *table, uint32_t position, const struct memslots_range *range)
 {
-	uint64_t key = range->gpa;
-
-	move_words(table, (uint32_t *)&keys_of(table)[position], (const uint32_t *)&key, 2);
-	move_words(table, &order_of(table)[position], &range->id, 1);
-	move_words(table, (uint32_t *)&ranges_of(table)[range->id], (const uint32_t *)range,
-		   sizeof(*range) / sizeof(uint32_t));
+	move_words(table, &keys_of(table)[position], &range->gpa, 1);
+	move_halves(table, &order_of(table)[position], &range->id, 1);
+	move_words(table, (memslots_word *)&ranges_of(table)[range->id], (const memslots_word *)range,
+		   sizeof(*range) / sizeof(memslots_word));
 	used_of(table)[range->id / 64] |= 1ull << range->id % 64;
 }
 
@@ -191,7 +201,7 @@ int32_t memslots_remove(struct memslots_table *table, uint32_t id)
 
 void memslots_set_flags(struct memslots_table *table, uint32_t id, uint32_t flags)
 {
-	move_words(table, &ranges_of(table)[id].flags, &flags, 1);
+	move_halves(table, &ranges_of(table)[id].flags, &flags, 1);
 }
 
 int32_t memslots_list(const struct memslots_table *table, struct memslots_range *out)

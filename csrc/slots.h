@@ -153,6 +153,19 @@ MEMSLOTS_EXPORT int32_t memslots_list(const struct memslots_table *table, struct
 void memslots_splice(struct memslots_table *table, const void *deletes, uint32_t delete_count, const void *adds,
 		     uint32_t add_count, uint32_t stride);
 
+/* Eight bytes of whatever record. */
+typedef uint64_t __attribute__((may_alias)) memslots_word;
+
+/*
+ * A store into a copy that other threads may be reading, though they will throw away what they find: one that the
+ * compiler can neither split nor invent. WASM's atomic stores order everything, and cost twenty times as much.
+ */
+#ifdef __wasm__
+#define MEMSLOTS_STORE(at, value) (*(volatile __typeof__(*(at)) *)(at) = (value))
+#else
+#define MEMSLOTS_STORE(at, value) __atomic_store_n(at, value, __ATOMIC_RELAXED)
+#endif
+
 /* ---- searching (search.c) ---- */
 
 /* Position of the first key above `gpa`, 0 to count. */

@@ -36,7 +36,7 @@ function makeMap(count: number): { space: AddressSpace; move: () => void; full: 
       at = (at + 997) % count;
       bar!.setAddress(at * 4 * page + 2 * page);
     },
-    full: () => rerender(root, new FlatView([]), all, { regionVisits: 0, comparisons: 0 }).view.ranges.length,
+    full: () => rerender(root, FlatView.empty, all, { regionVisits: 0, comparisons: 0 }).view.ranges.length,
   };
 }
 

@@ -12,7 +12,7 @@ const blockBytes = pageBytes + pageTableBytes;
 /** How a guest is to run: emulated (32-bit) or, where KVM emulates kernels, natively (64-bit at privilege level 3). */
 export type GuestKind = 'protected' | 'user';
 
-const little = (value: number) => [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
+export const little = (value: number) => [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
 
 /**
  * Code that writes a counter to the starts of random pages for ever: the same bytes in 32-bit and 64-bit code, for
@@ -53,7 +53,12 @@ function sweeper(gpa: number, count: number, value: number): number[] {
 }
 
 /** Puts `code` into guest memory of its own, with page tables where it wants them. */
-function place(machine: Machine, index: number, kind: GuestKind, code: readonly number[]): GuestProgram['start'] {
+export function place(
+  machine: Machine,
+  index: number,
+  kind: GuestKind,
+  code: readonly number[],
+): GuestProgram['start'] {
   const memory = machine.allocate(blockBytes);
   const gpa = codeAddress + index * blockBytes;
   memory.bytes(0, code.length).set(code);

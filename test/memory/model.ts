@@ -233,7 +233,7 @@ export class MapModel {
 /** The view rendered from nothing, whatever was rendered before. */
 export function fullRender(space: AddressSpace): FlatView {
   const everything = [{ start: 0, end: 1n << 64n }];
-  return rerender(space.root, new FlatView([]), everything, { regionVisits: 0, comparisons: 0 }).view;
+  return rerender(space.root, FlatView.empty, everything, { regionVisits: 0, comparisons: 0 }).view;
 }
 
 /** A range without what makes it hard to read in a failed assertion. */

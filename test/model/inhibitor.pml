@@ -57,6 +57,8 @@ bit buffered[VCPUS];
 
 /* Words of fairness, per vCPU: kept out; has gone into KVM_RUN since the owner read `entries`; windows missed. */
 bit keptOut[VCPUS];
+/* It has made progress since the owner last looked. */
+bit gotOn[VCPUS];
 bit entered[VCPUS] = 1;
 byte age[VCPUS];
 /* The owner has left the gates open for a slice of time: whoever is inside now makes progress. */
@@ -186,7 +188,7 @@ inline comeOut(v)
 #ifdef FAIRNESS
 	/* VcpuLoop.#run, Gate.progressed: unless it was kicked too early for its guest to get anywhere */
 	if
-	:: !signalled[v] || slice[v] -> keptOut[v] = 0
+	:: !signalled[v] || slice[v] -> gotOn[v] = gotOn[v] || keptOut[v]; keptOut[v] = 0
 	:: signalled[v] && !slice[v]
 	fi;
 	slice[v] = 0;
@@ -375,9 +377,9 @@ window:
 	do
 	:: i < VCPUS ->
 		if
-		:: atomic { !keptByWindows(i) -> age[i] = 0; i++ }
-		:: atomic { keptByWindows(i) && age[i] < AGE -> age[i]++; i++ }
-		:: atomic { keptByWindows(i) && age[i] == AGE -> entered[i] = 0; age[i] = 0 };
+		:: atomic { !keptByWindows(i) || gotOn[i] -> age[i] = 0; gotOn[i] = 0; i++ }
+		:: atomic { keptByWindows(i) && !gotOn[i] && age[i] < AGE -> age[i]++; i++ }
+		:: atomic { keptByWindows(i) && !gotOn[i] && age[i] == AGE -> entered[i] = 0; age[i] = 0 };
 #ifndef FAULT_NO_AGE_RULE
 			/* Atomics.or(gate, awaited) */
 			awaited[i] = 1;

@@ -9,17 +9,16 @@ import type { Browser, BrowserContextOptions, Page } from 'playwright-core';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { startViewServer, type ViewServer } from '../../ts/cli/view-server.js';
 import { createArena } from '../../ts/core/node.js';
-import { withServer } from '../../ts/core/page-document.js';
 import { readTrace } from '../../ts/trace/index.js';
 import { History } from '../../ts/viewer/history.js';
 import { Timeline } from '../../ts/viewer/timeline.js';
 import { missingBrowser, startBrowser } from './browser.js';
+import { builtPage, desktop, leavePage, openPage } from './opened-page.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const log = join(root, 'test/data/qemu/churn-pc-qemu10.0.log');
 const artefacts = join(root, 'test/artefacts');
 const exported = join(artefacts, 'export.html');
-const desktop: BrowserContextOptions = { viewport: { width: 1280, height: 720 }, colorScheme: 'dark' };
 const phone: BrowserContextOptions = {
   viewport: { width: 390, height: 844 },
   colorScheme: 'light',
@@ -37,8 +36,7 @@ beforeAll(async () => {
   mkdirSync(artefacts, { recursive: true });
   rmSync(exported, { force: true });
   execFileSync(process.execPath, ['dist/cli.js', 'view', '--export', exported, log], { cwd: root });
-  const page = withServer(readFileSync(join(root, 'dist/page/viewer.html'), 'utf8'));
-  server = await startViewServer(page, { name: basename(log), live: false, open: () => createReadStream(log) });
+  server = await startViewServer(builtPage(), { name: basename(log), live: false, open: () => createReadStream(log) });
   timeline = new Timeline();
   for await (const batch of readTrace(createReadStream(log)).batches()) timeline.push(batch);
   browser = await startBrowser();
@@ -53,28 +51,8 @@ beforeEach((context) => {
   if (missing !== undefined) context.skip(missing);
 });
 
-/** A page in a context of its own, and all that went wrong on it: errors, and requests to anywhere else. */
-async function open(url: string, options = desktop): Promise<{ page: Page; problems: string[] }> {
-  const page = await (await browser.newContext(options)).newPage();
-  const problems: string[] = [];
-  page.on('console', (message) => {
-    if (['error', 'warning'].includes(message.type())) problems.push(message.text());
-  });
-  page.on('pageerror', (error) => problems.push(error.message));
-  page.on('request', (request) => {
-    const own = [`http://127.0.0.1:${server.port}/`, 'file:', 'blob:', 'data:'];
-    if (!own.some((start) => request.url().startsWith(start))) problems.push(`request: ${request.url()}`);
-  });
-  await page.goto(url);
-  await page.waitForSelector('[data-ready]', { state: 'attached' });
-  return { page, problems };
-}
-
-async function leave({ page, problems }: { page: Page; problems: string[] }): Promise<void> {
-  await page.context().close();
-  expect(problems).toEqual([]);
-}
-
+const open = (url: string, options = desktop) => openPage(browser, url, options);
+const leave = leavePage;
 const slider = (page: Page) => page.getByRole('slider', { name: 'Transaction' });
 const place = (page: Page) => page.locator('.transport .place').innerText();
 const sentence = (page: Page) => page.locator('.recording .sentence').innerText();
@@ -89,7 +67,7 @@ describe('a recording on the page', () => {
     for (const transaction of [0, 100, timeline.length - 1]) {
       await slider(page).fill(`${transaction}`);
       expect(await place(page)).toContain(`${transaction + 1} of ${timeline.length}`);
-      expect(await place(page)).toContain(`${timeline.figures(transaction).slots} slots`);
+      expect(await place(page)).toContain(` ${timeline.figures(transaction).slots} slot`);
     }
     await page.getByRole('button', { name: 'Previous hole' }).click();
     expect(await sentence(page)).toContain('had no memory');
@@ -288,8 +266,9 @@ describe('the simulation', () => {
   const runs = async (page: Page, mode: 'threads' | 'stepper'): Promise<void> => {
     await page.getByRole('tab', { name: 'Try it' }).click();
     await page.waitForSelector(`[data-running="${mode}"]`);
-    // One press shows the problem.
+    // One press shows the problem, and offers to take the change back.
     await page.getByRole('button', { name: 'Split' }).click();
+    await page.getByRole('button', { name: 'Merge' }).waitFor();
     await expect.poll(async () => (await figures(page, 'Wrong values'))[0], { timeout: 20_000 }).toBeGreaterThan(0);
     await page.locator('.simulation .sentence', { hasText: 'had no memory' }).waitFor();
     await page.getByRole('radio', { name: 'Atomic' }).check();
@@ -346,7 +325,11 @@ describe('everybody', () => {
     const { page } = view;
     const check = async (what: string): Promise<void> => {
       await page.waitForTimeout(100);
-      await page.screenshot({ path: join(artefacts, `${what}-${name}.png`), fullPage: true });
+      const whole = await page.evaluate(() => document.querySelector('#viewer')!.scrollHeight);
+      // What scrolls is the viewer, not the document: a screenshot of all of it takes a screen of that height.
+      if (name.startsWith('phone')) await page.setViewportSize({ width: 390, height: Math.max(844, whole) });
+      await page.screenshot({ path: join(artefacts, `${what}-${name}.png`) });
+      await page.setViewportSize(options.viewport!);
       const wide = await page.evaluate(() => document.querySelector('#viewer')!.scrollWidth - innerWidth);
       expect(wide, `${what} is wider than the screen`).toBeLessThanOrEqual(0);
       await page.evaluate(axe);
@@ -379,10 +362,7 @@ describe('everybody', () => {
   });
 
   test('gets a first page that says what to do, and an error that says what is wrong', async () => {
-    const empty = await startViewServer(
-      withServer(readFileSync(join(root, 'dist/page/viewer.html'), 'utf8')),
-      undefined,
-    );
+    const empty = await startViewServer(builtPage(), undefined);
     const page = await (await browser.newContext(desktop)).newPage();
     await page.goto(empty.url);
     await page.getByText('In between, a running vCPU finds a hole').waitFor();
@@ -441,6 +421,15 @@ test('another page shows a trace with one call', async () => {
   await page.goto(`http://127.0.0.1:${(host.address() as AddressInfo).port}/`);
   await page.waitForSelector('#slots[data-ready]');
   expect(await place(page)).toContain(`of ${timeline.length}`);
+  // In an element of a phone's width it is laid out as on a phone, whatever the screen's width is.
+  const below = () =>
+    page.evaluate(() => {
+      const part = (name: string) => document.querySelector('#slots')!.shadowRoot!.querySelector(name)!;
+      return part('.side').getBoundingClientRect().top >= part('.stage').getBoundingClientRect().bottom;
+    });
+  expect(await below()).toBe(false);
+  await page.locator('#slots').evaluate((slots) => slots.setAttribute('style', 'height: 500px; width: 400px'));
+  expect(await below()).toBe(true);
   expect(await page.evaluate('viewer.close(), document.querySelector("#slots").shadowRoot.childElementCount')).toBe(0);
   expect(problems).toEqual([]);
   await page.context().close();

@@ -135,6 +135,9 @@ describe('a timeline', () => {
     expect(figures.holes).toHaveLength(1);
     expect(figures.tornDown).toBe(0x2000);
     expect(describeTransaction(figures, false)).toContain('all vCPUs were held for 4 µs: none could see it');
+    const { lanes } = momentOf(new History(timeline), 0, 1);
+    const between = lanes.find(({ key }) => key === 'between')!;
+    expect(Array.from(between.marks, (mark) => marks[mark])).toEqual(['held']);
   });
 
   test('shows snapshots of flat views, and as a transaction only what differs between two', async () => {

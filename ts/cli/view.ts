@@ -34,6 +34,7 @@ export const command: Command = {
     "'-qmp unix:SOCKET,server=on,wait=off'. Live data takes the token in the printed address.",
     '',
     'The file that --export writes holds the log as it is, with its addresses and process numbers, and reaches no network.',
+    "The page's own button Export does the same with whatever is shown, of live data with all that came so far.",
   ].join('\n'),
   examples: [
     'memslots view qemu.log --open',

@@ -15,6 +15,8 @@ export interface Progress {
   readonly line: number;
   /** performance.now() when the vCPU was last seen to have made progress, or not to be kept from it by windows. */
   at: number;
+  /** How often it had made progress then. */
+  seen: number;
 }
 
 /**
@@ -42,8 +44,13 @@ export class Fairness {
     const starving: { readonly line: number; readonly entries: number }[] = [];
     for (const member of members) {
       const { line } = member;
-      if (!this.#isKeptOut(line)) member.at = now;
-      else if (now - member.at >= this.#age) starving.push({ line, entries: this.#entries(line) });
+      const progress = Atomics.load(this.#words, (line >>> 2) + lineWords.progress);
+      if (!this.#isKeptOut(line) || progress !== member.seen) {
+        member.at = now;
+        member.seen = progress;
+      } else if (now - member.at >= this.#age) {
+        starving.push({ line, entries: this.#entries(line) });
+      }
     }
     if (starving.length === 0) return;
     for (const { line } of starving) Atomics.or(this.#words, line >>> 2, gateBits.awaited);

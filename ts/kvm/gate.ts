@@ -52,6 +52,8 @@ export const lineWords = {
   guestRounds: 12,
   /** Set to stop a simulated vCPU, as kvm_run's immediate_exit does a real one. */
   immediateExit: 13,
+  /** Times that the guest got on after the vCPU had been kept out. */
+  progress: 14,
 } as const;
 
 /** The words of the control line, which all gates share. */
@@ -137,6 +139,8 @@ export class Gate {
   /** Says that the guest of a vCPU that was kept out has made progress. */
   progressed(): void {
     this.#keptOut = false;
+    // A vCPU that finds its gate shut again at once is kept out again before anybody could have seen that it wasn't.
+    Atomics.add(this.#words, this.#gate + lineWords.progress, 1);
     Atomics.store(this.#words, this.#gate + lineWords.keptOut, 0);
   }
 

@@ -12,6 +12,11 @@ export interface InhibitorOptions {
    * Default 30; 0 waits for everybody before every window; Infinity turns the rule off.
    */
   readonly fairnessAge?: number;
+  /**
+   * Processors of this host. If fewer vCPUs are inside, the owner looks for them to come out for a moment before it
+   * sleeps. Default 1: it sleeps at once. A Machine says what the host has.
+   */
+  readonly processors?: number;
 }
 
 /** How to reach one vCPU. */
@@ -53,6 +58,8 @@ export function cancelCommit({ memory, control }: CommitCanceller): boolean {
 
 /** How often, in milliseconds, a wait looks whether a vCPU's thread is still there. */
 const aliveInterval = 100;
+/** How long, in milliseconds, the owner looks before it sleeps: as long as sleeping and waking would take. */
+const lookTime = 0.05;
 
 /**
  * Keeps vCPUs and other callers of VM ioctls out while memory slots are updated, so that to every vCPU the update
@@ -72,6 +79,7 @@ export class Inhibitor {
   readonly #members = new Map<number, Member>();
   readonly #timeout: number;
   readonly #fairness: Fairness;
+  readonly #processors: number;
   readonly #onWindow: ((microseconds: number, error: unknown) => void) | undefined;
   #inside = false;
   #attempts = 0;
@@ -94,6 +102,7 @@ export class Inhibitor {
     this.common = new Gate(arena, this.control, this.commonLine);
     const age = mustBeMilliseconds('the fairness age', options.fairnessAge ?? 30);
     this.#fairness = new Fairness(this.#words, this.control, age);
+    this.#processors = options.processors ?? 1;
   }
 
   /** Whether a window is open now. */
@@ -111,7 +120,7 @@ export class Inhibitor {
     this.#assertOutside('add a vCPU');
     this.#words.fill(0, line >>> 2, (line + gateLineBytes) >>> 2);
     Atomics.store(this.#words, line >>> 2, gateBits.paused);
-    this.#members.set(index, { ...vcpu, progress: { line, at: performance.now() } });
+    this.#members.set(index, { ...vcpu, progress: { line, at: performance.now(), seen: 0 } });
   }
 
   /** Takes vCPU `index`, whose thread has ended, out. */
@@ -168,8 +177,7 @@ export class Inhibitor {
       this.#fairness.letStarvingIn(this.#progress(), deadline, () => this.#isCancelled());
       start = performance.now();
       this.#shut();
-      this.#kickInside();
-      this.#waitForAllOut(deadline);
+      this.#waitForAllOut(this.#kickInside(), deadline);
       Atomics.store(this.#words, attempt, 0);
       result = work();
     } catch (error) {
@@ -205,19 +213,36 @@ export class Inhibitor {
     Atomics.notify(this.#words, epoch);
   }
 
-  /** Nobody can come in any more, so one kick each is enough. */
-  #kickInside(): void {
-    for (const member of this.#members.values()) if (this.#count(member.progress.line) > 0) member.kick();
+  /** Nobody can come in any more, so one kick each is enough. How many there were. */
+  #kickInside(): number {
+    let kicked = 0;
+    for (const member of this.#members.values()) {
+      if (this.#count(member.progress.line) === 0) continue;
+      member.kick();
+      kicked++;
+    }
+    return kicked;
   }
 
-  #waitForAllOut(deadline: number): void {
+  #isAnyoneInside(): boolean {
+    if (this.#count(this.commonLine) > 0) return true;
+    for (const { progress } of this.#members.values()) if (this.#count(progress.line) > 0) return true;
+    return false;
+  }
+
+  #waitForAllOut(kicked: number, deadline: number): void {
+    if (kicked > 0 && kicked < this.#processors) {
+      // They run, and come out sooner than this thread would have gone to sleep and been woken.
+      const until = performance.now() + lookTime;
+      while (this.#isAnyoneInside() && performance.now() < until);
+    }
     const events = (this.control >>> 2) + controlWords.events;
     for (;;) {
       const seen = Atomics.load(this.#words, events);
       if (this.#isCancelled()) {
         throw new MemorySlotsError('CANCELLED', 'the commit was cancelled while it waited; nothing was changed');
       }
-      if (![...this.#lines()].some((line) => this.#count(line) > 0)) return;
+      if (!this.#isAnyoneInside()) return;
       const left = deadline - performance.now();
       if (left <= 0) throw this.#timeoutError();
       if (Atomics.wait(this.#words, events, seen, Math.min(left, aliveInterval)) === 'timed-out') this.#releaseDead();

@@ -1,4 +1,5 @@
 import { channel } from 'node:diagnostics_channel';
+import { availableParallelism } from 'node:os';
 import type { Arena } from '../core/arena.js';
 import { mustBeAligned } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
@@ -126,7 +127,8 @@ export class Machine implements AsyncDisposable {
     this.why = why;
     this.capabilities = backend.capabilities;
     try {
-      this.#inhibitor = new Inhibitor(this.#arena, options.inhibitor, (microseconds, error) => {
+      const inhibitorOptions = { processors: availableParallelism(), ...options.inhibitor };
+      this.#inhibitor = new Inhibitor(this.#arena, inhibitorOptions, (microseconds, error) => {
         if (!windows.hasSubscribers) return;
         windows.publish({ machine: this, microseconds, error } satisfies PublishedWindow);
       });

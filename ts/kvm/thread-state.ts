@@ -27,7 +27,8 @@ export function threadExists(id: number): boolean {
 
 /**
  * What thread `id` of this process is at, for people: its state and, if it sleeps, the kernel function it sleeps in
- * (`wchan`: `handle_userfault` for a page that a userfaultfd handler is to bring).
+ * (`wchan`: `handle_userfault` for a page that a userfaultfd handler is to bring). Where the kernel doesn't say, what it
+ * may be. Takes a while: for errors.
  */
 export function describeThread(id: number): string {
   if (id === 0) return 'thread unknown';
@@ -36,9 +37,21 @@ export function describeThread(id: number): string {
     // The name stands in parentheses and may hold any character.
     const state = stat.slice(stat.lastIndexOf(')') + 2)[0]!;
     const place = readFileSync(`/proc/self/task/${id}/wchan`, 'latin1');
-    const waiting = place === '' || place === '0' ? '' : `, waiting in ${place}`;
+    const waiting = place === '' || place === '0' ? possibleWait() : `, waiting in ${place}`;
     return `thread ${id}, state ${state} (${states[state] ?? 'unknown'})${waiting}`;
   } catch {
     return `thread ${id}, which has ended or can't be looked at`;
   }
+}
+
+/**
+ * A thread that waits for a page inside the kernel and has a signal that it can't take there, as a kicked vCPU's, doesn't
+ * sleep: it looks for the page again and again.
+ */
+function possibleWait(): string {
+  // Ranges registered with a userfaultfd have a flag: missing, write-protected or minor faults (proc(5), smaps).
+  const registered = /^VmFlags:.* u[mwi]\b/m.test(readFileSync('/proc/self/smaps', 'latin1'));
+  return registered
+    ? ', perhaps waiting in handle_userfault: memory of this process is registered with userfaultfd'
+    : '';
 }

@@ -108,10 +108,12 @@ export class MemoryMap extends Transactions {
   }
 
   #announcements(changed: readonly SpaceChange[]): Announcement<AddressSpace>[] {
+    const told = changed.map(({ space, changes }) => ({ space, events: eventsOf(space, changes) }));
     return this.#registrations.flatMap(({ listener, spaces }) => {
-      const concerned = changed.filter(({ space }) => spaces.includes(space));
-      if (concerned.length === 0) return [];
-      const events = concerned.flatMap(({ space, changes }) => eventsOf(space, changes));
+      const concerned = told.filter(({ space }) => spaces.includes(space));
+      const [first, ...others] = concerned;
+      if (first === undefined) return [];
+      const events = others.length === 0 ? first.events : concerned.flatMap(({ events }) => events);
       if (listener.unchanged === undefined) return { listener, events };
       return { listener, events: withUnchanged(spaces, events) };
     });
@@ -124,7 +126,7 @@ export class AddressSpace {
   readonly root: MemoryRegion;
   /** Place among the address spaces of its map, from 0. */
   readonly index: number;
-  #view = new FlatView([]);
+  #view = FlatView.empty;
   #edited: Window[] = [];
 
   /**

@@ -1,6 +1,7 @@
 import { formatRange, hex } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { type Address, add, addressSpaceEnd, higher, lower, mustBeAddress, subtract } from './address.js';
+import { Children } from './children.js';
 import type { GuestMemory } from './guest-memory.js';
 import type { Transactions } from './transactions.js';
 
@@ -83,8 +84,9 @@ export class MemoryRegion {
   #address: Address = 0;
   #priority = 0;
   #parent: MemoryRegion | undefined;
-  /** By descending priority, the newest first among equals: the order in which they are rendered. */
-  readonly #children: MemoryRegion[] = [];
+  #age = 0;
+  /** Most regions never have any. */
+  #children: Children<MemoryRegion> | undefined;
   #targetOffset: Address;
   #enabled = true;
   #readonly: boolean;
@@ -205,9 +207,17 @@ export class MemoryRegion {
   get parent(): MemoryRegion | undefined {
     return this.#parent;
   }
+  /** When the region came to its place among its siblings: higher is later. */
+  get age(): number {
+    return this.#age;
+  }
   /** By descending priority, the newest first among equals. */
   get children(): readonly MemoryRegion[] {
-    return this.#children;
+    return this.#children?.ordered ?? [];
+  }
+  /** For rendering: adds to `out` the children that reach into [`start`, `end`), offsets in bytes, in no order. */
+  collectChildren(start: Address, end: Address, out: MemoryRegion[]): void {
+    this.#children?.collect(start, end, out);
   }
   /** Where in its target an alias starts, in bytes. */
   get targetOffset(): Address {
@@ -262,15 +272,11 @@ export class MemoryRegion {
       );
     }
     child.#edit(() => {
-      const before = child.#address;
-      const beforePriority = child.#priority;
-      child.#address = at;
-      child.#priority = priority;
-      this.#insert(child, this.#place(priority));
+      const takeBack = child.#place(at, priority, this.#map.nextAge());
+      this.#insert(child);
       return () => {
         this.#extract(child);
-        child.#address = before;
-        child.#priority = beforePriority;
+        takeBack();
       };
     });
   }
@@ -282,15 +288,11 @@ export class MemoryRegion {
       throw new MemorySlotsError('INVALID', `'${child.name}' can't be removed from '${this.name}': it is ${where}`);
     }
     child.#edit(() => {
-      const index = this.#extract(child);
-      const before = child.#address;
-      const beforePriority = child.#priority;
-      child.#address = 0;
-      child.#priority = 0;
+      this.#extract(child);
+      const takeBack = child.#place(0, 0, 0);
       return () => {
-        child.#address = before;
-        child.#priority = beforePriority;
-        this.#insert(child, index);
+        takeBack();
+        this.#insert(child);
       };
     });
   }
@@ -305,15 +307,12 @@ export class MemoryRegion {
     if (parent === undefined) throw new MemorySlotsError('INVALID', `'${this.name}' can't move: it is in no container`);
     if (at === this.#address) return;
     this.#edit(() => {
-      const before = this.#address;
-      const index = parent.#extract(this);
-      this.#address = at;
-      parent.#insert(this, parent.#place(this.#priority));
-      return () => {
-        parent.#extract(this);
-        this.#address = before;
-        parent.#insert(this, index);
-      };
+      const age = this.#map.nextAge();
+      let takeBack = () => {};
+      this.#inPlace(() => {
+        takeBack = this.#place(at, this.#priority, age);
+      });
+      return () => this.#inPlace(takeBack);
     });
   }
 
@@ -322,7 +321,9 @@ export class MemoryRegion {
     const before = this.#size;
     const after = this.#mustFit(size);
     this.#set(before, after, (value) => {
-      this.#size = value;
+      this.#inPlace(() => {
+        this.#size = value;
+      });
     });
   }
 
@@ -473,29 +474,34 @@ export class MemoryRegion {
     return undefined;
   }
 
-  /** Where a new child of `priority` goes: before all of the same priority. */
-  #place(priority: number): number {
-    let [from, to] = [0, this.#children.length];
-    while (from < to) {
-      const middle = (from + to) >> 1;
-      if (this.#children[middle]!.#priority > priority) from = middle + 1;
-      else to = middle;
-    }
-    return from;
+  /** Gives the region, which is among nobody's children now, another place: how to take that back. */
+  #place(address: Address, priority: number, age: number): () => void {
+    const before = [this.#address, this.#priority, this.#age] as const;
+    [this.#address, this.#priority, this.#age] = [address, priority, age];
+    return () => {
+      [this.#address, this.#priority, this.#age] = before;
+    };
   }
 
-  #insert(child: MemoryRegion, index: number): void {
-    this.#children.splice(index, 0, child);
+  /** Makes a change of where the region lies, which its container is to know of. */
+  #inPlace(change: () => void): void {
+    const siblings = this.#parent === undefined ? undefined : this.#parent.#children;
+    siblings?.remove(this);
+    change();
+    siblings?.insert(this);
+  }
+
+  #insert(child: MemoryRegion): void {
+    this.#children ??= new Children();
+    this.#children.insert(child);
     child.#parent = this;
     child.#retain();
   }
 
-  #extract(child: MemoryRegion): number {
-    const index = this.#children.indexOf(child);
-    this.#children.splice(index, 1);
+  #extract(child: MemoryRegion): void {
+    this.#children!.remove(child);
     child.#parent = undefined;
     child.#release();
-    return index;
   }
 
   #retain(): void {

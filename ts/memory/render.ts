@@ -1,7 +1,8 @@
 import { formatRange } from '../core/checks.js';
 import { MemorySlotsError } from '../core/errors.js';
 import { type Address, add, addressSpaceEnd, higher, lower, subtract } from './address.js';
-import { type FlatRange, FlatView, isBacked, rangeEnd, sameRange } from './flat-view.js';
+import { byRank } from './children.js';
+import { type FlatRange, type FlatView, isBacked, type Replacement, rangeEnd, sameRange } from './flat-view.js';
 import type { MemoryRegion } from './region.js';
 
 /** Addresses [`start`, `end`). */
@@ -39,28 +40,21 @@ export function rerender(
 ): { view: FlatView; changes: readonly Change[] } {
   const wide = widen(view, windows);
   const rendered = sweep(fragments(root, wide, work), work);
-  // Whole stretches at a time: what stays is most of a large view.
-  const stretches: (readonly FlatRange[])[] = [];
   const changes: Change[] = [];
-  let kept = 0;
+  const replacements: Replacement[] = [];
   let next = 0;
   for (const { start, end } of wide) {
-    const first = view.indexAfter(subtract(start, 1));
-    const last = view.indexAfter(subtract(end, 1));
+    const from = view.indexAfter(subtract(start, 1));
+    const to = view.indexAfter(subtract(end, 1));
     const begin = next;
     while (next < rendered.length && rendered[next]!.gpa < end) next++;
-    const before = view.ranges.slice(first, last);
+    const before = view.slice(from, to);
     const after = reuse(before, rendered.slice(begin, next));
-    stretches.push(view.ranges.slice(kept, first), after);
-    kept = last;
-    if (before.length !== after.length || before.some((range, index) => range !== after[index])) {
-      changes.push({ before, after });
-    }
+    if (before.length === after.length && before.every((range, index) => range === after[index])) continue;
+    changes.push({ before, after });
+    replacements.push({ from, to, ranges: after });
   }
-  if (changes.length === 0) return { view, changes };
-  stretches.push(view.ranges.slice(kept));
-  const ranges: FlatRange[] = [];
-  return { view: new FlatView(ranges.concat(...stretches)), changes };
+  return changes.length === 0 ? { view, changes } : { view: view.with(replacements), changes };
 }
 
 /**
@@ -71,9 +65,9 @@ export function rerender(
 function widen(view: FlatView, windows: readonly Window[]): Window[] {
   const wide = windows.map(({ start, end }) => {
     let first = view.indexAfter(start);
-    while (first > 0 && rangeEnd(view.ranges[first - 1]!) >= start) first--;
-    const left = view.ranges[first];
-    const right = view.ranges[view.indexAfter(end) - 1];
+    while (first > 0 && rangeEnd(view.at(first - 1)!) >= start) first--;
+    const left = view.at(first);
+    const right = view.at(view.indexAfter(end) - 1);
     return {
       start: left === undefined ? start : lower(start, left.gpa),
       end: right === undefined ? end : higher(end, rangeEnd(right)),
@@ -130,10 +124,7 @@ function fragments(root: MemoryRegion, windows: readonly Window[], work: RenderW
   const pending: Visit[] = [];
   const offer = (region: MemoryRegion, base: Address, around: Omit<Visit, 'region' | 'base' | 'own'>) => {
     if (!region.enabled) return;
-    // Most siblings of an edited region end here, so the bounds around them, often 2^64, aren't looked at before.
-    const beyond = add(base, region.size);
-    if (!reaches(windows, base, beyond, work)) return;
-    const [start, end] = [higher(base, around.start), lower(beyond, around.end)];
+    const [start, end] = [higher(base, around.start), lower(add(base, region.size), around.end)];
     if (start >= end || !reaches(windows, start, end, work)) return;
     const readonly = around.readonly || region.readonly;
     const nonvolatile = around.nonvolatile || region.nonvolatile;
@@ -156,18 +147,41 @@ function fragments(root: MemoryRegion, windows: readonly Window[], work: RenderW
     }
     work.regionVisits++;
     const { region, base } = visit;
-    const { children } = region;
-    if (region.target !== undefined) offer(region.target, subtract(base, region.targetOffset), visit);
-    else if (children.length > 0) {
-      // The stack turns the order round: the region's own content is looked at after all its children.
-      if (region.kind !== 'container') pending.push({ ...visit, own: true });
-      for (let index = children.length - 1; index >= 0; index--) {
-        const child = children[index]!;
-        offer(child, add(base, child.address), visit);
-      }
-    } else if (region.kind !== 'container') show(visit);
+    if (region.target !== undefined) {
+      offer(region.target, subtract(base, region.targetOffset), visit);
+      continue;
+    }
+    const children = childrenIn(windows, visit, work);
+    if (children.length === 0) {
+      if (region.kind !== 'container') show(visit);
+      continue;
+    }
+    // The stack turns the order round: the region's own content is looked at after all its children.
+    if (region.kind !== 'container') pending.push({ ...visit, own: true });
+    for (let index = children.length - 1; index >= 0; index--) {
+      const child = children[index]!;
+      offer(child, add(base, child.address), visit);
+    }
   }
   return found;
+}
+
+/** The children of a visited region that reach into a window, in the order in which they show. */
+function childrenIn(windows: readonly Window[], { region, base, start, end }: Visit, work: RenderWork): MemoryRegion[] {
+  const found: MemoryRegion[] = [];
+  for (let index = firstEndingAfter(windows, start, work); index < windows.length; index++) {
+    const window = windows[index]!;
+    if (window.start >= end) break;
+    const [from, to] = [higher(window.start, start), lower(window.end, end)];
+    region.collectChildren(subtract(from, base), subtract(to, base), found);
+  }
+  work.comparisons += found.length;
+  found.sort((a, b) => {
+    work.comparisons++;
+    return byRank(a, b);
+  });
+  // Those that reach into several windows were found for each.
+  return found.filter((child, index) => child !== found[index - 1]);
 }
 
 /** Whether some window holds an address of [`start`, `end`). */

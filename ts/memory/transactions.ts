@@ -13,6 +13,7 @@ export abstract class Transactions {
   #undo: (() => void)[] = [];
   #publishing = false;
   #regions = 0;
+  #ages = 0;
 
   /**
    * Makes the edited tree visible, or throws having made nothing visible. Once it is clear that it will throw, it calls
@@ -105,6 +106,11 @@ export abstract class Transactions {
   /** For regions: the identity of a new one, from 1 up, unique in this map. */
   nextRegionId(): number {
     return ++this.#regions;
+  }
+
+  /** For regions: a number higher than all before. */
+  nextAge(): number {
+    return ++this.#ages;
   }
 
   /** Runs `tell`, which calls listeners, with edits refused meanwhile. */

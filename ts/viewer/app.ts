@@ -78,9 +78,9 @@ export class App {
 
   /**
    * Follows a trace that goes on: shows events as they come. Resolves when it ends, to whether it is still what is shown:
-   * false if something else was opened meanwhile.
+   * false if something else was opened meanwhile. `begun` is called when there is something to see.
    */
-  async follow(trace: Trace, name: string): Promise<boolean> {
+  async follow(trace: Trace, name: string, begun: () => void): Promise<boolean> {
     const turn = ++this.#opened;
     this.recording.clear();
     this.#about.textContent = `${name}: waiting for the first event`;
@@ -90,6 +90,7 @@ export class App {
         this.recording.takeLive(batch);
         this.#about.textContent = `${name}: live`;
         this.#show(true);
+        begun();
       }
     } catch (error) {
       if (turn === this.#opened) this.tell(`${name}: ${error instanceof Error ? error.message : String(error)}`);

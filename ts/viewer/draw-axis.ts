@@ -1,5 +1,5 @@
 import type { Viewport } from './axis.js';
-import type { Painter, Palette } from './draw.js';
+import { characterWidth, type Painter, type Palette } from './draw.js';
 import { bytes, hexadecimal } from './words.js';
 
 /** Pixels that a label of an address takes. */
@@ -14,10 +14,14 @@ export function drawAxis(painter: Painter, view: Viewport, y: number, bottom: nu
   let reached = Number.NEGATIVE_INFINITY;
   for (const gpa of ticks(view)) {
     const x = view.x(gpa);
-    if (x < reached || x > view.width - 0.8 * labelWidth) continue;
+    const text = hexadecimal(gpa);
+    const room = text.length * characterWidth + 6;
+    // What has no room to its right has its label on the left.
+    const left = x + room > view.width ? x - room : x;
+    if (left < reached) continue;
     painter.rectangle(x, y + 6, 1, bottom - y - 6, palette.line);
-    painter.text(hexadecimal(gpa), x + 3, y, palette.muted);
-    reached = x + labelWidth;
+    painter.text(text, left + 3, y, palette.muted);
+    reached = Math.max(x, left + room, left + labelWidth);
   }
 }
 
@@ -54,6 +58,7 @@ function drawBreaks(painter: Painter, view: Viewport, y: number, bottom: number,
     if (axis.empty[stretch] === 0 || to - from < 3) continue;
     painter.hatch(from, y + 10, to - from, bottom - y - 10, palette.line, 6);
     const text = `${bytes(axis.starts[stretch + 1]! - axis.starts[stretch]!)} unused`;
-    if (to - from > text.length * 7) painter.text(text, (from + to) / 2, bottom + 12, palette.muted, 'center');
+    if (to - from > text.length * characterWidth)
+      painter.text(text, (from + to) / 2, bottom + 12, palette.muted, 'center');
   }
 }

@@ -95,10 +95,12 @@ export interface LaneBox {
   readonly height: number;
 }
 
-const characterWidth = 6.7;
+/** Pixels of a character of the drawing's font. */
+export const characterWidth = 7.25;
 /** Characters that a label which doesn't fit must keep to be of use. */
 const leastCut = 8;
-const holeMark = marks.indexOf('hole');
+/** From this mark on, there is nothing to be drawn but the mark. */
+const firstHoleMark = marks.indexOf('hole');
 const deletedMark = marks.indexOf('deleted');
 
 /**
@@ -147,7 +149,7 @@ function drawRanges(
       flush();
       const from = Math.max(0, view.x(starts[index]!));
       const to = Math.min(view.width, view.x(ends[index]!));
-      if (marked[index] !== holeMark) {
+      if (marked[index]! < firstHoleMark) {
         painter.rectangle(from, y, Math.max(0.5, to - from - 1), height, colour);
         // Read-only memory has a bar along its lower edge.
         if (readonly[index] === 1 && to - from >= 4)
@@ -212,13 +214,14 @@ function drawMark(
   label: string,
 ): void {
   const wide = width >= 10;
-  if (mark === 'hole') {
+  if (mark === 'hole' || mark === 'held') {
+    const colour = mark === 'hole' ? palette.danger : palette.held;
     painter.rectangle(x, y - 3, width, height + 6, palette.background);
-    if (wide) painter.hatch(x, y - 3, width, height + 6, palette.danger, 7);
-    painter.outline(x + 1, y - 2, Math.max(1, width - 2), height + 4, palette.danger);
+    if (wide) painter.hatch(x, y - 3, width, height + 6, colour, 7);
+    painter.outline(x + 1, y - 2, Math.max(1, width - 2), height + 4, colour);
     if (width < 56) return;
     painter.rectangle(x + width / 2 - 24, y + height / 2 - 10, 48, 20, palette.background);
-    painter.text('HOLE', x + width / 2, y + height / 2, palette.danger, 'center');
+    painter.text(mark.toUpperCase(), x + width / 2, y + height / 2, colour, 'center');
   } else if (mark === 'deleted') {
     if (wide) painter.hatch(x, y, width, height, palette.deleted, 9, true);
     painter.outline(x + 1, y + 1, Math.max(1, width - 2), height - 2, palette.deleted, [5, 3]);

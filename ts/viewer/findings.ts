@@ -50,11 +50,18 @@ export class Findings {
     const total = analysis?.totalFindings ?? timeline.holes.gpa.length;
     const shown = items.slice(0, mostListed);
     const rest = total - shown.length;
+    const active = (this.element.getRootNode() as Document | ShadowRoot).activeElement;
+    const focused =
+      active instanceof HTMLElement && this.element.contains(active) ? active.dataset.transaction : undefined;
     this.element.replaceChildren(
       element('p', { class: 'summary', text: summary(timeline) }),
       element('ol', { children: shown.map((item) => this.#item(item)) }),
       ...(rest > 0 ? [element('p', { class: 'summary', text: `and ${rest.toLocaleString('en')} lesser ones` })] : []),
     );
+    // Of a live source the list is made again and again: whoever is in it stays there.
+    if (focused !== undefined) {
+      this.element.querySelector<HTMLElement>(`[data-transaction="${focused}"]`)?.focus({ preventScroll: true });
+    }
   }
 
   #item({ severity, text, transaction, hole }: Item): HTMLElement {

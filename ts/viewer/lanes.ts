@@ -1,10 +1,10 @@
 import { READONLY } from '../trace/index.js';
 import type { History } from './history.js';
-import { kinds, none, noSlot, unnumbered } from './records.js';
+import { type Hole, kinds, none, noSlot, unnumbered } from './records.js';
 import type { Timeline } from './timeline.js';
 
-/** How something of the present transaction is told apart, by more than its colour. */
-export const marks = ['kept', 'deleted', 'created', 'changed', 'hole'] as const;
+/** How something of the present transaction is told apart, by more than its colour; `held` is a hole that none saw. */
+export const marks = ['kept', 'deleted', 'created', 'changed', 'hole', 'held'] as const;
 export type Mark = (typeof marks)[number];
 
 /** Number of hues by which memory is told apart; the index after them stands for I/O. */
@@ -57,6 +57,8 @@ export function momentOf(history: History, space: number, transaction: number): 
 function marksOf(timeline: Timeline, space: number, transaction: number): Uint8Array {
   const { operations, ranges } = timeline;
   const marked = new Uint8Array(ranges.gpa.length);
+  // What the first snapshot shows was there before anybody looked.
+  if (transaction === 0 && timeline.spaces[space]?.source === 'snapshots') return marked;
   for (let row = timeline.firstOperation(transaction); row < timeline.firstOperation(transaction + 1); row++) {
     const [before, after] = [operations.before.at(row), operations.after.at(row)];
     if (before === after) continue;
@@ -87,7 +89,7 @@ function slotLanes(base: Base): Lane[] {
   ];
 }
 
-function snapshotLanes({ history, marked, before, after }: Base): Lane[] {
+function snapshotLanes({ history, transaction, marked, before, after }: Base): Lane[] {
   const { ranges, names } = history.timeline;
   const name = (row: number) => names[ranges.name.at(row)]!;
   const slotsOf = (rows: Uint32Array) => {
@@ -95,11 +97,14 @@ function snapshotLanes({ history, marked, before, after }: Base): Lane[] {
     return withMarks(columnsOf(history, own), marked);
   };
   const all = columnsOf(history, after);
+  const slots =
+    transaction === 0
+      ? [laneOf('after', 'Slots', slotsOf(after), name)]
+      : [laneOf('before', 'Slots before', slotsOf(before), name), laneOf('after', 'Slots after', slotsOf(after), name)];
   return [
     laneOf('regions', 'Regions', all, name),
     laneOf('flat', 'Flat view', withMarks(all, marked), (row) => kinds[ranges.kind.at(row)]!),
-    laneOf('before', 'Slots before', slotsOf(before), name),
-    laneOf('after', 'Slots after', slotsOf(after), name),
+    ...slots,
   ];
 }
 
@@ -222,23 +227,26 @@ function betweenLane(
     columns.rows[index] = none;
     columns.starts[index] = next.start;
     columns.ends[index] = next.end;
-    columns.marks[index++] = marks.indexOf('hole');
+    columns.marks[index++] = marks.indexOf(next.held ? 'held' : 'hole');
   }
   return {
     ...columns,
     changed,
     key: 'between',
     title: 'In between',
-    label: (index) => (columns.rows[index] === none ? 'hole' : label(columns.rows[index]!)),
+    label: (index) => (columns.rows[index] === none ? '' : label(columns.rows[index]!)),
   };
 }
 
-function disjoint(holes: readonly { gpa: number; size: number }[]): { start: number; end: number }[] {
-  const result: { start: number; end: number }[] = [];
-  for (const { gpa, size } of [...holes].sort((a, b) => a.gpa - b.gpa)) {
+/** Holes that touch as one, which was held if all of them were. */
+function disjoint(holes: readonly Hole[]): { start: number; end: number; held: boolean }[] {
+  const result: { start: number; end: number; held: boolean }[] = [];
+  for (const { gpa, size, inhibited } of [...holes].sort((a, b) => a.gpa - b.gpa)) {
     const last = result.at(-1);
-    if (last !== undefined && gpa <= last.end) last.end = Math.max(last.end, gpa + size);
-    else result.push({ start: gpa, end: gpa + size });
+    if (last !== undefined && gpa <= last.end) {
+      last.end = Math.max(last.end, gpa + size);
+      last.held &&= inhibited;
+    } else result.push({ start: gpa, end: gpa + size, held: inhibited });
   }
   return result;
 }

@@ -4,7 +4,7 @@ import { drawLane, type LaneBox, Painter, type Palette } from './draw.js';
 import { drawAxis } from './draw-axis.js';
 import { descriptions, element, oncePerFrame } from './element.js';
 import { attachGestures } from './gestures.js';
-import type { Moment } from './lanes.js';
+import { type Moment, marks } from './lanes.js';
 import { paletteOf, sharpContext } from './palette.js';
 import { bytes, describeItem, hexadecimal } from './words.js';
 
@@ -18,7 +18,9 @@ interface Item {
 interface Plan {
   /** Where the axis begins, in pixels from the left of the canvas. */
   readonly gutter: number;
+  /** Of the axis, and of the whole canvas: the pixels on the screen, or what is drawn isn't where the pointer finds it. */
   readonly width: number;
+  readonly fullWidth: number;
   readonly height: number;
   readonly boxes: readonly LaneBox[];
   readonly titlesAbove: boolean;
@@ -45,6 +47,8 @@ export class MapView {
   #view: Viewport | undefined;
   #palette: Palette | undefined;
   #selected: Item | undefined;
+  /** Where arrow keys go on from: the chosen range's lane, or one without ranges. */
+  #lane: number | undefined;
   #marker: number | undefined;
 
   /** `label` names it for those who don't see it; `id` makes ids unique in the document. */
@@ -92,6 +96,7 @@ export class MapView {
     const another = this.#moment?.space !== moment.space || this.#moment.history !== moment.history;
     this.#moment = moment;
     this.#selected = undefined;
+    this.#lane = undefined;
     if (another) {
       this.#view = undefined;
       this.#marker = undefined;
@@ -138,12 +143,12 @@ export class MapView {
     this.#palette ??= paletteOf(this.element);
     const palette = this.#palette;
     const plan = this.#plan();
-    const context = sharpContext(this.canvas, plan.gutter + plan.width, plan.height);
+    const context = sharpContext(this.canvas, plan.fullWidth, plan.height);
     const view = this.#view ?? this.#fit(this.#axis);
     const painter = new Painter(context);
     context.textBaseline = 'middle';
     context.font = '12px ui-monospace, "DejaVu Sans Mono", monospace';
-    painter.rectangle(0, 0, plan.gutter + plan.width, plan.height, palette.background);
+    painter.rectangle(0, 0, plan.fullWidth, plan.height, palette.background);
     context.save();
     context.beginPath();
     context.rect(plan.gutter, 0, plan.width, plan.height);
@@ -161,7 +166,7 @@ export class MapView {
     context.font = '600 12px system-ui, sans-serif';
     for (const [index, lane] of moment.lanes.entries()) {
       const box = plan.boxes[index]!;
-      const danger = lane.key === 'between' && lane.rows.some((_, item) => lane.marks[item] === 4);
+      const danger = lane.changed.some((item) => marks[lane.marks[item]!] === 'hole');
       const y = plan.titlesAbove ? box.y - 9 : box.y + box.height / 2;
       painter.text(lane.title, plan.titlesAbove ? 4 : 12, y, danger ? palette.danger : palette.muted);
     }
@@ -202,11 +207,12 @@ export class MapView {
     return {
       gutter,
       width: width - gutter - (titlesAbove ? 0 : 12),
+      fullWidth: width,
       height,
       titlesAbove,
       boxes: Array.from({ length: count }, (_, index) => ({
         y: Math.round(axisHeight + index * room + above),
-        height: Math.max(12, Math.min(72, Math.round(room - above - below))),
+        height: Math.max(12, Math.min(96, Math.round(room - above - below))),
       })),
     };
   }
@@ -256,13 +262,12 @@ export class MapView {
 
   #selectLane(step: number): void {
     const { lanes } = this.#moment!;
-    const lane = Math.max(
-      0,
-      Math.min(lanes.length - 1, (this.#selected?.lane ?? (step > 0 ? -1 : lanes.length)) + step),
-    );
+    const from = this.#lane ?? (step > 0 ? -1 : lanes.length);
+    const lane = Math.max(0, Math.min(lanes.length - 1, from + step));
     const { starts, ends } = lanes[lane]!;
     if (starts.length === 0) {
-      this.#selected = undefined;
+      this.#select(undefined);
+      this.#lane = lane;
       this.#status.textContent = `${lanes[lane]!.title}: empty`;
       return;
     }
@@ -281,6 +286,7 @@ export class MapView {
 
   #select(item: Item | undefined): void {
     this.#selected = item;
+    this.#lane = item?.lane;
     if (item === undefined) {
       this.#hideTip();
       this.#status.textContent = '';
@@ -326,9 +332,8 @@ export class MapView {
     if (this.#moment === undefined) return;
     const under = this.#under(x, y);
     if (under === undefined) {
-      const gpa = this.#view!.gpa(Math.max(0, x - this.#plan().gutter));
       if (x < this.#plan().gutter) this.#hideTip();
-      else this.#showTip(undefined, [['GPA', hexadecimal(Math.floor(gpa))]], x, y + 12);
+      else this.#showTip(undefined, this.#describeNothing(x), x, y + 12);
       return;
     }
     const lane = this.#moment.lanes[under.lane]!;
@@ -341,6 +346,20 @@ export class MapView {
         ]
       : describeItem(this.#moment, lane, under.from);
     this.#showTip(lane.title, pairs, x, y + 12);
+  }
+
+  /** What there is to say of a pixel with no range under it. */
+  #describeNothing(x: number): [string, string][] {
+    const gpa = Math.floor(this.#view!.gpa(x - this.#plan().gutter));
+    const { starts, empty } = this.#axis;
+    const index = this.#axis.stretch(gpa);
+    if (empty[index] === 0) return [['GPA', hexadecimal(gpa)]];
+    const [start, end] = [starts[index]!, starts[index + 1]!];
+    return [
+      ['GPA', hexadecimal(gpa)],
+      ['Never used', `${hexadecimal(start)} – ${hexadecimal(end - 1)}`],
+      ['Size', bytes(end - start)],
+    ];
   }
 
   #pick(x: number, y: number): void {

@@ -41,7 +41,7 @@ app.empty.append(
   }),
   element('p', {
     class: 'mode',
-    text: 'Read are QEMU’s kvm_set_user_memory trace, strace of its ioctls, the output of info mtree -f, and this program’s own logs, plain or gzip. Nothing leaves your computer.',
+    text: 'A log is QEMU’s trace of kvm_set_user_memory, strace of a VMM’s ioctls, the output of QEMU’s info mtree -f, or one of this program’s own; plain or gzip. Nothing leaves your computer.',
   }),
 );
 
@@ -54,11 +54,13 @@ async function openFile(name: string, bytes: Blob): Promise<void> {
 }
 
 async function exportPage(): Promise<void> {
-  if (opened === undefined) return;
-  const packed = await new Response(await compressed(opened.bytes)).arrayBuffer();
-  const page = withTrace(pristine, { name: opened.name, data: base64(new Uint8Array(packed)) });
+  const bytes = opened?.bytes ?? app.recording.liveLog;
+  if (bytes === undefined) return;
+  const name = opened?.name ?? 'live';
+  const packed = await new Response(await compressed(bytes)).arrayBuffer();
+  const page = withTrace(pristine, { name, data: base64(new Uint8Array(packed)) });
   const url = URL.createObjectURL(new Blob([page], { type: 'text/html' }));
-  const link = element('a', { attributes: { href: url, download: `${opened.name.replace(/[^\w.-]/g, '_')}.html` } });
+  const link = element('a', { attributes: { href: url, download: `${name.replace(/[^\w.-]/g, '_')}.html` } });
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
@@ -112,7 +114,10 @@ async function openServed(token: string): Promise<void> {
       return;
     }
     app.markReady();
-    if (!(await app.follow(readTrace(response.body, { lenient: true }), name))) return;
+    const begun = () => {
+      exportButton.disabled = false;
+    };
+    if (!(await app.follow(readTrace(response.body, { lenient: true }), name, begun))) return;
     // Something else begins, or the server has ended: then the next fetch fails, and says so.
     await new Promise((resolve) => setTimeout(resolve, reconnectInterval));
   }

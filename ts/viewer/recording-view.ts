@@ -1,4 +1,4 @@
-import type { Analysis, Trace, TraceEvent } from '../trace/index.js';
+import { type Analysis, type Trace, type TraceEvent, toJson } from '../trace/index.js';
 import { button, element } from './element.js';
 import { Findings } from './findings.js';
 import { History } from './history.js';
@@ -10,7 +10,7 @@ import { Strip } from './strip.js';
 import { LayoutTable } from './table.js';
 import { Tabs } from './tabs.js';
 import { Timeline } from './timeline.js';
-import { bytes, describeTransaction, duration, hexadecimal, isHidden } from './words.js';
+import { bytes, counted, describeTransaction, duration, hexadecimal, isHidden } from './words.js';
 
 /** Milliseconds between two transactions while playing. */
 const playInterval = 350;
@@ -33,19 +33,26 @@ export class RecordingView {
   readonly #search = element('input', {
     attributes: {
       type: 'search',
-      placeholder: 'Address, e.g. fd000000',
+      placeholder: 'e.g. fd000000',
       'aria-label': 'Address to look up',
       spellcheck: 'false',
     },
   });
   readonly #play: HTMLButtonElement;
+  /** What moves through time: of no use while there is one moment. */
+  readonly #time: readonly HTMLElement[];
   #timeline = new Timeline();
   #history = new History(this.#timeline);
   #lookUp = new LookUp(this.#timeline);
   #analysis: Analysis | undefined;
-  #space = 0;
+  /** The address space that was chosen, by the user or by a transaction that changed it. */
+  #space: number | undefined;
   #position = -1;
   #moment: Moment | undefined;
+  /** The address that the answer is about. */
+  #asked: number | undefined;
+  /** What a live source has told since the past was forgotten last, as lines of this library's JSON. */
+  #told: string[] = [];
   #playing: ReturnType<typeof setInterval> | undefined;
   #refreshing: ReturnType<typeof setTimeout> | undefined;
 
@@ -58,19 +65,23 @@ export class RecordingView {
     });
     this.#table = new LayoutTable((gpa, size) => this.map.reveal(gpa, size));
     this.#play = button('Play', () => this.#togglePlay());
+    this.#time = [
+      button('◂', () => this.select(this.#position - 1), 'Previous transaction'),
+      this.#play,
+      button('▸', () => this.select(this.#position + 1), 'Next transaction'),
+      button('◂ hole', () => this.#toHole(-1), 'Previous hole'),
+      button('hole ▸', () => this.#toHole(1), 'Next hole'),
+      this.strip.element,
+    ];
     const transport = element('div', {
       class: 'transport',
       attributes: { role: 'group', 'aria-label': 'Time' },
-      children: [
-        button('◂', () => this.select(this.#position - 1), 'Previous transaction'),
-        this.#play,
-        button('▸', () => this.select(this.#position + 1), 'Next transaction'),
-        button('◂ hole', () => this.#toHole(-1), 'Previous hole'),
-        button('hole ▸', () => this.#toHole(1), 'Next hole'),
-        this.#place,
-      ],
+      children: [...this.#time.slice(0, -1), this.#place],
     });
-    this.#spaces.addEventListener('change', () => this.#showSpace(Number(this.#spaces.value)));
+    this.#spaces.addEventListener('change', () => {
+      this.#space = Number(this.#spaces.value);
+      this.#show();
+    });
     const form = element('form', {
       class: 'search',
       attributes: { role: 'search' },
@@ -135,8 +146,10 @@ export class RecordingView {
     this.#analysis = undefined;
     this.#moment = undefined;
     this.#position = -1;
-    this.#space = 0;
+    this.#space = undefined;
+    this.#asked = undefined;
     this.#answer.textContent = '';
+    this.#told = [];
   }
 
   /** Takes events; what they change is shown by {@link refresh}. */
@@ -152,26 +165,37 @@ export class RecordingView {
   /** As {@link take}, for events that come as they happen: shows them soon, and stays at the newest if it was there. */
   takeLive(events: Iterable<TraceEvent>): void {
     const follows = this.#position >= this.#timeline.length - 1;
+    const lines = (list: Iterable<TraceEvent>) => Array.from(list, (event) => `${toJson(event)}\n`).join('');
     if (this.#timeline.length > mostLive) {
       const present = [...this.#timeline.present()];
       this.clear();
       this.take(present);
+      this.#told.push(lines(present));
     }
     this.take(events);
+    this.#told.push(lines(events));
     this.#refreshing ??= setTimeout(() => {
       this.#refreshing = undefined;
       this.refresh(follows ? this.#timeline.length - 1 : this.#position);
     }, liveInterval);
   }
 
+  /** What {@link takeLive} was given, as far back as it is shown, as a log that can be opened again. */
+  get liveLog(): Blob | undefined {
+    return this.#told.length === 0 ? undefined : new Blob(this.#told);
+  }
+
   /** Shows transaction `position`, of what has been taken so far. */
   refresh(position: number): void {
     const timeline = this.#timeline;
-    const options = timeline.spaces.map((_, index) =>
-      element('option', { text: timeline.spaceName(index), attributes: { value: `${index}` } }),
-    );
-    this.#spaces.replaceChildren(...options);
-    this.#spaces.hidden = options.length < 2;
+    const names = timeline.spaces.map((_, index) => timeline.spaceName(index));
+    // Not for nothing: somebody may be choosing from them.
+    if (names.join('\0') !== [...this.#spaces.options].map(({ text }) => text).join('\0')) {
+      const options = names.map((text, index) => element('option', { text, attributes: { value: `${index}` } }));
+      this.#spaces.replaceChildren(...options);
+    }
+    this.#spaces.hidden = names.length < 2;
+    for (const part of this.#time) part.hidden = timeline.length < 2;
     this.#position = -1;
     if (timeline.length > 0) this.select(position);
     else this.#findings.show(timeline, this.#analysis, -1);
@@ -182,14 +206,14 @@ export class RecordingView {
     const position = Math.max(0, Math.min(this.#timeline.length - 1, transaction));
     if (this.#timeline.length === 0 || position === this.#position) return;
     this.#position = position;
-    const { space } = this.#timeline.figures(position);
-    this.#showSpace(space ?? this.#space);
+    this.#space = this.#timeline.figures(position).space ?? this.#space;
+    this.#show();
   }
 
-  #showSpace(space: number): void {
-    this.#space = space;
-    this.#spaces.value = `${space}`;
+  #show(): void {
     const timeline = this.#timeline;
+    const space = this.#space ?? mainSpace(timeline);
+    this.#spaces.value = `${space}`;
     const figures = timeline.figures(this.#position);
     const moment = momentOf(this.#history, space, this.#position);
     this.#moment = moment;
@@ -204,25 +228,40 @@ export class RecordingView {
     const time = figures.time === undefined ? `line ${figures.line}` : duration(figures.time);
     const position = `${(this.#position + 1).toLocaleString('en')} of ${timeline.length.toLocaleString('en')}`;
     const torn = figures.tornDown > 0 ? ` · ${bytes(figures.tornDown)} torn down` : '';
-    this.#place.textContent = `${position} · ${time} · ${figures.slots} slots${torn}`;
+    this.#place.textContent = `${position} · ${time} · ${counted(figures.slots, 'slot')}${torn}`;
     this.strip.show(timeline, this.#position, `${position}, ${time}. ${sentence}`);
+    if (this.#asked !== undefined) void this.#tellWho(this.#asked).catch((error) => this.#tellError(error));
   }
 
   /** Looks an address up in the present layout, and shows where it is. Resolves to the answer in words. */
   async search(text: string): Promise<string> {
-    const moment = this.#moment;
-    if (moment === undefined) return '';
+    if (this.#moment === undefined) return '';
+    this.#asked = undefined;
     try {
       const gpa = parseAddress(text);
-      const { row, next } = await this.#lookUp.find(moment.after, gpa);
+      this.#asked = gpa;
+      const row = await this.#tellWho(gpa);
       const { ranges } = this.#timeline;
-      this.#answer.textContent = row === undefined ? this.#nobody(gpa, next) : this.#who(moment, gpa, row);
       if (row === undefined) this.map.reveal(gpa, 4096);
       else this.map.reveal(gpa, Math.min(ranges.size.at(row), ranges.gpa.at(row) + ranges.size.at(row) - gpa));
     } catch (error) {
-      this.#answer.textContent = error instanceof Error ? error.message : String(error);
+      this.#tellError(error);
     }
     return this.#answer.textContent ?? '';
+  }
+
+  /** Says who backs `gpa` at the moment in view: the answer stays true while time goes on. Resolves to its row. */
+  async #tellWho(gpa: number): Promise<number | undefined> {
+    const moment = this.#moment!;
+    const { row, next } = await this.#lookUp.find(moment.after, gpa);
+    if (moment === this.#moment && gpa === this.#asked) {
+      this.#answer.textContent = row === undefined ? this.#nobody(gpa, next) : this.#who(moment, gpa, row);
+    }
+    return row;
+  }
+
+  #tellError(error: unknown): void {
+    this.#answer.textContent = error instanceof Error ? error.message : String(error);
   }
 
   #who(moment: Moment, gpa: number, row: number): string {
@@ -291,6 +330,14 @@ export class RecordingView {
   }
 }
 
+/** What is shown of a snapshot until something else is chosen: its address spaces come in any order. */
+function mainSpace({ spaces }: Timeline): number {
+  return Math.max(
+    0,
+    spaces.findIndex(({ name }) => name === 'memory'),
+  );
+}
+
 function largest(holes: readonly Hole[]): Hole | undefined {
   return [...holes].sort((a, b) => b.size - a.size)[0];
 }
@@ -302,18 +349,22 @@ function legend(): HTMLElement {
     ['created', 'Created: a thick outline and +'],
     ['changed', 'Changed flags: a dotted outline and ~; the guest notices nothing'],
     ['hole', 'Hole: mapped before and after, but not in between'],
+    ['held', 'The same, but all vCPUs were held meanwhile: none could see it'],
     ['unused', 'Never used: shown narrower than it is'],
   ] as const;
   const items = entries.map(([name, text]) =>
     element('li', { children: [element('span', { class: `swatch ${name}` }), element('span', { text })] }),
   );
   const notes = [
-    'The same colour is the same host memory (in snapshots: the same region). A bar along the lower edge means read-only.',
+    'The same colour is the same host memory (in snapshots: the same region). A block is a stretch of host memory that slots show, whole or in parts. A bar along the lower edge of a range means read-only.',
+    'Along time: the line is the slots in use, bars are bytes torn down (their logarithm), and the marks below are holes, or windows in which vCPUs were held.',
     'Widths grow with the logarithm of a range’s size and with how long it was in use, so that small ranges can be seen beside large ones. Addresses and borders are exact at every zoom.',
     'KVM can’t resize, split or merge a slot. It is deleted, and new ones are created. Between the two calls a running vCPU finds no memory there: it reads garbage, or dies. Atomic updates keep all vCPUs out of the guest meanwhile.',
   ];
   return element('div', {
     class: 'legend',
+    // It may scroll, and has nothing else in it to go to.
+    attributes: { tabindex: '0' },
     children: [element('ul', { children: items }), ...notes.map((text) => element('p', { text }))],
   });
 }

@@ -58,5 +58,7 @@ export type SimulationReport =
       /** Of the log's transactions: the next, and how many there are. */
       readonly position: { readonly next: number; readonly length: number } | undefined;
       readonly storm: boolean;
+      /** The changes of the region that were ever made, the latest last. */
+      readonly made: readonly Reshape[];
     }
   | { readonly kind: 'failed'; readonly message: string };

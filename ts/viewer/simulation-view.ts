@@ -42,20 +42,25 @@ export class SimulationView {
   readonly #vcpus = element('p', { class: 'mode' });
   readonly #place = element('p', { class: 'mode' });
   readonly #reshapes: HTMLElement;
+  readonly #toggles: readonly HTMLButtonElement[];
   readonly #step: HTMLButtonElement;
   readonly #storm: HTMLButtonElement;
   readonly #play: HTMLButtonElement;
   #worker: Worker | undefined;
   #log: Blob | undefined;
   #playsLog = false;
+  #made: readonly Reshape[] = [];
   #shown: string | undefined;
 
   constructor() {
     this.#cells = { naive: this.#column(), atomic: this.#column() };
+    this.#toggles = pairs.map((pair, index) => this.#toggle(pair, index));
     this.#reshapes = element('div', {
       class: 'buttons',
       attributes: { role: 'group', 'aria-label': 'Change the memory' },
+      children: this.#toggles,
     });
+    this.#nameToggles();
     this.#step = button('Next transaction', () => this.#order({ kind: 'step' }));
     this.#storm = button('Storm of changes', () => {
       const on = this.#storm.getAttribute('aria-pressed') !== 'true';
@@ -114,7 +119,8 @@ export class SimulationView {
     this.#shown = undefined;
     this.#sentence.textContent = 'Starting the guests…';
     // Each machine begins with one region, whole and writable, and naively.
-    this.#reshapes.replaceChildren(...pairs.map((pair) => this.#toggle(pair)));
+    this.#made = [];
+    this.#nameToggles();
     this.#radios.get('naive')!.checked = true;
     const script = URL.createObjectURL(new Blob([workerScript], { type: 'text/javascript' }));
     let worker: Worker;
@@ -153,6 +159,9 @@ export class SimulationView {
       this.#cells[updates][0]!.classList.toggle('bad', wrongValues > 0);
     }
     this.#storm.setAttribute('aria-pressed', `${report.storm}`);
+    this.#made = report.made;
+    // In a storm they would change faster than anybody reads.
+    if (!report.storm) this.#nameToggles();
     this.#vcpus.textContent = report.vcpus
       .map(({ reads, wrongValues }, index) => `vCPU ${index}: ${millions(reads)} reads, ${wrongValues} wrong`)
       .join(' · ');
@@ -201,15 +210,22 @@ export class SimulationView {
     return element('fieldset', { children: [element('legend', { text: 'How slots are replaced' }), ...options] });
   }
 
-  /** A button that makes a change and then offers to take it back. */
-  #toggle([make, name, back, backName]: (typeof pairs)[number]): HTMLElement {
-    let made = false;
-    const toggle = button(name, () => {
-      this.#order({ kind: 'make', reshape: made ? back : make });
-      made = !made;
-      toggle.textContent = made ? backName : name;
+  /** A button that makes a change, or takes it back if it is in force: a storm makes them too. */
+  #toggle([make, , back]: (typeof pairs)[number], index: number): HTMLButtonElement {
+    return button('', () => {
+      this.#order({ kind: 'make', reshape: this.#isMade(index) ? back : make });
     });
-    return toggle;
+  }
+
+  #isMade(index: number): boolean {
+    const [make, , back] = pairs[index]!;
+    return this.#made.lastIndexOf(make) > this.#made.lastIndexOf(back);
+  }
+
+  #nameToggles(): void {
+    for (const [index, [, name, , backName]] of pairs.entries()) {
+      this.#toggles[index]!.textContent = this.#isMade(index) ? backName : name;
+    }
   }
 
   #column(): HTMLElement[] {
@@ -217,7 +233,7 @@ export class SimulationView {
   }
 
   #table(): HTMLElement {
-    const names = ['Wrong values read', 'Reads', 'Commits', 'Windows'];
+    const names = ['Wrong values read', 'Reads', 'Commits', 'Windows: vCPUs held'];
     const head = element('tr', {
       children: [element('td'), ...ways.map(({ name }) => element('th', { text: name, attributes: { scope: 'col' } }))],
     });

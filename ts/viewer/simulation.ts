@@ -5,7 +5,7 @@ import type { CommitRecord } from '../kvm/slots-listener.js';
 import type { VcpuWorkerData } from '../kvm/vcpu-worker.js';
 import { Player } from '../replay/player.js';
 import type { Recording } from '../replay/recording.js';
-import { type Reshape, Reshaper, reshapedBytes } from '../replay/reshaper.js';
+import { type Reshape, Reshaper, reshapedBytes, reshapes } from '../replay/reshaper.js';
 import { stableWords } from '../replay/stable-ranges.js';
 import type { WatchedWord } from '../replay/watch-guest.js';
 import { SimulatedMachine } from './simulated-machine.js';
@@ -67,6 +67,8 @@ export class Simulation {
   #commit: ShownCommit = { before: [], calls: [], window: undefined };
   /** What the guests had counted when it was last put down. */
   #counted = { reads: 0, wrongValues: 0 };
+  #made: readonly Reshape[] = [];
+  #next = 0;
   #storm = false;
   #changing = false;
   #slow = false;
@@ -159,8 +161,7 @@ export class Simulation {
   /** Makes a change of the region. Throws `STATE` while a recording is played. */
   make(reshape: Reshape): void {
     if (this.#reshaper === undefined) throw new MemorySlotsError('STATE', 'a recording is being played');
-    const reshaper = this.#reshaper;
-    this.#slowly(() => reshaper.make(reshape));
+    this.#slowly(() => this.#make(reshape));
   }
 
   /** Makes the next change: of the region, or of the recording. */
@@ -184,8 +185,13 @@ export class Simulation {
   }
 
   #step(): void {
-    if (this.#reshaper !== undefined) this.#reshaper.step();
-    else this.#player!.step();
+    if (this.#reshaper === undefined) this.#player!.step();
+    else this.#make(reshapes[this.#next++ % reshapes.length]!);
+  }
+
+  #make(reshape: Reshape): void {
+    this.#reshaper!.make(reshape);
+    this.#made = [...this.#made.filter((other) => other !== reshape), reshape];
   }
 
   #work(): void {
@@ -255,6 +261,7 @@ export class Simulation {
       commit: this.#commit,
       position: this.#player === undefined ? undefined : { next: this.#player.position, length: this.#player.length },
       storm: this.#storm,
+      made: this.#made,
     });
   }
 

@@ -2,6 +2,7 @@ import { Painter } from './draw.js';
 import { element, oncePerFrame } from './element.js';
 import { paletteOf, sharpContext } from './palette.js';
 import type { Timeline } from './timeline.js';
+import { counted } from './words.js';
 
 const inset = 10;
 
@@ -64,6 +65,10 @@ export class Strip {
       const slots = (column.slots / columns.mostSlots) * rise;
       painter.rectangle(inset + x, base - slots, 1, slots, palette.line);
       painter.rectangle(inset + x, base - slots - 1, 1, 2, palette.muted);
+    }
+    // Over all of them: what is wide reaches into the columns that follow.
+    for (const [x, column] of columns.entries()) {
+      if (column === undefined) continue;
       if (column.tornDown > 0) {
         const torn = (Math.log2(1 + column.tornDown / 4096) / columns.mostTornDown) * rise * 0.8;
         painter.rectangle(inset + x, base - torn, column.wide, torn, palette.deleted);
@@ -74,16 +79,16 @@ export class Strip {
     }
     const last = Math.max(1, timeline.length - 1);
     const x = inset + (this.#position / last) * (width - 2 * inset);
-    painter.rectangle(x - 1, 0, 2, height, palette.focus);
+    painter.rectangle(x - 1, 15, 2, height - 15, palette.focus);
     context.font = '11px system-ui, sans-serif';
     context.textBaseline = 'top';
-    painter.text(`up to ${columns.mostSlots} slots in use`, inset, 1, palette.muted);
+    painter.text(`up to ${counted(columns.mostSlots, 'slot')} in use`, inset, 1, palette.muted);
     let right = width - inset;
     const seen = (figure: 'windows' | 'holes' | 'tornDown') => columns.some((column) => (column?.[figure] ?? 0) > 0);
     for (const [figure, name, colour, room] of [
       ['windows', 'vCPUs held', palette.held, 70],
       ['holes', 'holes', palette.danger, 42],
-      ['tornDown', 'torn down', palette.deleted, 70],
+      ['tornDown', 'bytes torn down', palette.deleted, 100],
     ] as const) {
       if (!seen(figure)) continue;
       painter.text(name, right, 1, colour, 'right');

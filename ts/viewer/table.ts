@@ -86,7 +86,7 @@ export class LayoutTable {
       mark,
       backing,
       flagNames(ranges.flags.at(row)) || '–',
-      `commit ${ranges.born.at(row) + 1}`,
+      `transaction ${ranges.born.at(row) + 1}`,
     ];
     const cells = texts.map((text) => element('td', { text }));
     return element('tr', {

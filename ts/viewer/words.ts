@@ -45,8 +45,8 @@ export function describeRow({ history, marked }: Moment, row: number): [term: st
     const block = history.block(row);
     pairs.push(['Host', `block ${block} + ${hex(host - blocks.starts[block]!)} (at ${hex(host)})`]);
     pairs.push(['Flags', flags === '' ? 'none' : flags]);
-  }
-  pairs.push(['Since', `commit ${ranges.born.at(row) + 1}`]);
+  } else if (flags !== '') pairs.push(['Flags', flags]);
+  pairs.push(['Since', `transaction ${ranges.born.at(row) + 1}`]);
   const mark = marks[marked[row]!]!;
   if (mark !== 'kept') pairs.push(['Now', mark]);
   return pairs;
@@ -84,7 +84,9 @@ export function isHidden({ holes }: TransactionFigures): boolean {
 
 /** One transaction in plain words. */
 export function describeTransaction(figures: TransactionFigures, isSnapshot: boolean): string {
-  const { creates, deletes, flagChanges, failures, holes, window } = figures;
+  const { index, creates, deletes, flagChanges, failures, holes, window } = figures;
+  if (isSnapshot && index === 0)
+    return `What the first snapshot shows: ${counted(creates, 'range')} in all address spaces.`;
   const noun = isSnapshot ? 'range' : 'slot';
   const parts = [
     ...(deletes > 0 ? [`${counted(deletes, noun)} deleted`] : []),
