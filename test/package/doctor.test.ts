@@ -68,9 +68,11 @@ describe('memslots doctor', () => {
   ])('on %s says that the WASM core and the simulated KVM are what there is', (_, platform, pretend) => {
     const host = `import fs from 'node:fs'; import { syncBuiltinESMExports } from 'node:module';
       ${pretend} syncBuiltinESMExports();`;
+    const { MEMSLOTS_LIBRARY: _named, ...env } = process.env;
     const node = (...args: string[]) =>
       spawnSync(process.execPath, ['--import', `data:text/javascript,${encodeURIComponent(host)}`, ...args], {
         encoding: 'utf8',
+        env,
       });
     const { stdout, status } = node('dist/cli.js', 'doctor', '--json');
     const report = JSON.parse(stdout) as { platform: string; backend: string; checks: Check[] };
