@@ -179,6 +179,33 @@ describe('compressed logs', () => {
   });
 });
 
+describe('a stream that can only be read, as in some browsers,', () => {
+  /** `bytes` as a ReadableStream without an iterator, and whether it was let go of. */
+  function readOnly(bytes: Uint8Array) {
+    const source = pieces(bytes, 1000);
+    const state = { cancelled: false };
+    const reader = {
+      read: () => source.next(),
+      cancel: async () => {
+        state.cancelled = true;
+      },
+    };
+    return { state, stream: { getReader: () => reader } as unknown as ReadableStream<Uint8Array> };
+  }
+
+  it('is read as others are', async () => {
+    const bytes = readFileSync(new URL('boot-pc-qemu10.0.log', recordings));
+    const { stream } = readOnly(bytes);
+    expect(await all(readTrace(stream))).toEqual(await all(readTrace(pieces(bytes, 1 << 16))));
+  });
+
+  it('is let go of when the reading ends early', async () => {
+    const { stream, state } = readOnly(readFileSync(new URL('boot-pc-qemu10.0.log', recordings)));
+    for await (const _ of readTrace(stream)) break;
+    expect(state.cancelled).toBe(true);
+  });
+});
+
 describe('files', () => {
   it('every recording is known by its content', async () => {
     for (const name of logs) {
