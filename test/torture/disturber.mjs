@@ -13,6 +13,7 @@ const random = randomFrom(seed);
 const arena = Arena.attach(handle.arena);
 const words = arena.words;
 const ended = () => Atomics.load(flags, names.stop) === 1;
+const isCalm = () => Atomics.load(flags, names.calm) === 1;
 /** Sleeps for up to `most` milliseconds. */
 const pause = (most) => Atomics.wait(flags, names.stop, 0, random() * most);
 const count = (name) => Atomics.add(flags, names[name], 1);
@@ -42,7 +43,7 @@ const tasks = {
       pause(2);
       for (let index = 0; index < runs.length; index++) {
         const line = Atomics.load(flags, names.lines + index);
-        if (line === 0 || random() < 0.5 || Atomics.load(flags, names.quiet) === 1) continue;
+        if (line === 0 || random() < 0.5 || isCalm()) continue;
         const run = Number(Atomics.load(runs, index));
         if (kick === undefined) Atomics.store(words, (line >>> 2) + lineWords.immediateExit, 1);
         else if (run !== 0) kick(run, Atomics.load(words, (line >>> 2) + lineWords.thread));
@@ -53,7 +54,7 @@ const tasks = {
   cancels() {
     while (!ended()) {
       pause(random() < 0.1 ? 100 : 1);
-      if (cancelCommit(canceller)) count('cancels');
+      if (!isCalm() && cancelCommit(canceller)) count('cancels');
     }
   },
 };

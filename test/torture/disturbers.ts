@@ -7,8 +7,8 @@ import type { WatchedBackend } from './watched-backend.js';
 export const flags = {
   /** 1 once they are to end. */
   stop: 0,
-  /** 1 while nobody may kick: the owner is about to see whether a single kick is heard. */
-  quiet: 1,
+  /** 1 while nobody may kick or cancel, either of which makes up for a kick that gets lost. */
+  calm: 1,
   /** 1 while calls are made in an inhibit window. */
   window: 2,
   /** What the threads have done. */
@@ -103,9 +103,9 @@ export class Disturbers {
     }
   }
 
-  /** Whether threads may kick vCPUs. */
-  set quiet(quiet: boolean) {
-    Atomics.store(this.flags, flags.quiet, quiet ? 1 : 0);
+  /** Whether threads must neither kick vCPUs nor cancel commits: a kick that gets lost then has consequences. */
+  set calm(calm: boolean) {
+    Atomics.store(this.flags, flags.calm, calm ? 1 : 0);
   }
 
   async end(): Promise<void> {

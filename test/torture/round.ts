@@ -15,8 +15,8 @@ import { WatchedBackend } from './watched-backend.js';
 const slice = 4;
 /** Milliseconds between two changes of who sits in the crowd. */
 const replaceInterval = 300;
-/** How many in a hundred slices end with a pause, and with a kick that is watched. */
-const percent = { pauses: 20, watchedKicks: 5 } as const;
+/** How many in a hundred slices are calm, end with a pause, and end with a kick that is watched. */
+const percent = { calm: 50, pauses: 20, watchedKicks: 5 } as const;
 /** Which of the kicks a deaf control drops. */
 const droppedKick = 100;
 /** Milliseconds: a window waits this long for vCPUs. */
@@ -63,7 +63,7 @@ export async function playRound(options: RoundOptions, tally: Tally): Promise<vo
     if (options.control === 'naive') machine.updates = 'naive';
     const start = performance.now();
     await rage(options, machine, backend, storm, crowd, disturbers, tally);
-    disturbers.quiet = true;
+    disturbers.calm = true;
     backend.dropKicks = 0;
     const stuck = tally.problems.length > 0 ? 0 : await crowd.settle();
     if (stuck > 0) tally.problems.push(`${stuck} guests made no progress`);
@@ -99,13 +99,13 @@ async function rage(
   let nextReplacement = performance.now() + replaceInterval;
   disturbers.follow(machine, backend);
   for (let now = performance.now(); now < end && tally.problems.length === 0; now = performance.now()) {
+    disturbers.calm = options.control === 'deaf' || chance(percent.calm);
     do storm.transact();
     while (performance.now() - now < slice && tally.problems.length === 0);
     if (chance(percent.pauses)) crowd.pauseOrResume();
     if (chance(percent.watchedKicks)) {
-      disturbers.quiet = true;
+      disturbers.calm = true;
       crowd.watchKick();
-      disturbers.quiet = false;
     }
     if (now > nextReplacement && replacing === undefined) {
       replacing = crowd.replace().finally(() => {
