@@ -58,10 +58,10 @@ export async function playRound(options: RoundOptions, tally: Tally): Promise<vo
     backend.commonLine = machine.ioctlGate().line;
     const field = new Field(machine, options.random, options.vcpus);
     storm = new Storm(machine, backend, field, options.random, tally);
+    const start = performance.now();
     const crowd = await Crowd.fill(machine, arena, field, options.random, tally);
     if (options.control === 'deaf') backend.dropKicks = droppedKick;
     if (options.control === 'naive') machine.updates = 'naive';
-    const start = performance.now();
     await rage(options, machine, backend, storm, crowd, disturbers, tally);
     disturbers.calm = true;
     backend.dropKicks = 0;
