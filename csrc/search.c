@@ -149,15 +149,13 @@ void memslots_update_levels(struct memslots_table *table, uint32_t from, uint32_
 	}
 }
 
-/* The range before `position`, if it holds `gpa`. With a ?: some compilers branch, and half of those addresses that miss
- * are mispredicted. */
+/* The range before `position`, if it holds `gpa`: no branch but on the result. */
 INLINE int32_t holder(const struct memslots_table *table, uint32_t position, uint64_t gpa)
 {
 	uint32_t id = memslots_order(table)[position - (position > 0)];
 	const struct memslots_range *range = &memslots_ranges(table)[id];
-	uint32_t miss = -(uint32_t)(gpa - range->gpa >= range->size);
 
-	return (int32_t)((id & ~miss) | ((uint32_t)-MEMSLOTS_ENOENT & miss));
+	return gpa - range->gpa < range->size ? (int32_t)id : -MEMSLOTS_ENOENT;
 }
 
 int32_t memslots_find_exactly(const struct memslots_table *table, uint64_t gpa)
@@ -191,7 +189,7 @@ int32_t memslots_find(const struct memslots_table *table, double gpa)
 			for (lane = 0; lane < LANES; lane++) {                                                        \
 				ids[lane] =                                                                           \
 					holder(table, at[lane] < table->count ? at[lane] : table->count, gpas[lane]); \
-				found += (int32_t)(~(uint32_t)ids[lane] >> 31);                                       \
+				found += ids[lane] >= 0;                                                              \
 			}                                                                                             \
 		}                                                                                                     \
 		return found;                                                                                         \

@@ -7,6 +7,7 @@
 #include <linux/futex.h>
 #include <linux/kvm.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -210,6 +211,17 @@ void rival_vm_close(struct rival_vm *vm)
 		close(vm->vcpu);
 	close(vm->vm);
 	close(vm->device);
+}
+
+int32_t rival_stay(int32_t stay)
+{
+	cpu_set_t processors;
+	int i;
+
+	CPU_ZERO(&processors);
+	for (i = 0; i < (stay ? 1 : CPU_SETSIZE); i++)
+		CPU_SET(i, &processors);
+	return sched_setaffinity(0, sizeof(processors), &processors) < 0 ? -errno : 0;
 }
 
 double rival_thread_time(void)

@@ -18,6 +18,11 @@ struct rival_slot {
 	uint32_t reserved[2];
 };
 
+/* Keeps the calling thread on the boot processor, or, with 0, lets it go where it likes: 0 or -errno. There the kernel's
+ * workers end the grace periods that calls changing slots wait for: on another processor a call takes several times as
+ * long, and a thread that wanders has now the one time and now the other. */
+RIVAL int32_t rival_stay(int32_t stay);
+
 /* Nanoseconds that the calling thread has had of a processor: what others take of it doesn't count. */
 RIVAL double rival_thread_time(void);
 

@@ -5,6 +5,7 @@ import { addressOf, loadNativeLibrary, type NativeLibrary } from '../../ts/core/
 /** The functions of rivals.h. Places are addresses, as {@link Rivals.address} gives them. */
 export interface Rivals {
   readonly native: NativeLibrary;
+  stay(stay: number): number;
   threadTime(): number;
   /** Where native code sees offset `offset` of an arena. */
   address(arena: Arena, offset: number): number;
@@ -66,6 +67,7 @@ export function loadRivals(): Rivals {
   const search = [p, p, p, n, p, p, n].join();
   loaded = {
     native,
+    stay: call('int32_t', 'stay', 'int32_t'),
     threadTime: call('double', 'thread_time', 'void'),
     address: (arena, offset) => addressOf(arena) + offset,
     findLinear: call('int32_t', 'find_linear', [p, n, p, p, n].join()),

@@ -104,6 +104,7 @@ async function measure(report: Report, slots: number): Promise<void> {
     }
     pair.mirror();
     const [creates, deletes] = [pair.take(cases.setUp), pair.take(cases.tearDown)];
+    pair.rivals.stay(1);
     const setUp = raceMeasured(
       {
         ours: () => {
@@ -119,6 +120,7 @@ async function measure(report: Report, slots: number): Promise<void> {
       },
       options,
     );
+    pair.rivals.stay(0);
     add('set-up in one transaction, against C', setUp, slots === 1 ? (rival) => rival + 10 : 1.1);
 
     cases.setUp();

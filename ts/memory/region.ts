@@ -424,36 +424,41 @@ export class MemoryRegion {
 
   /** Makes one edit of this region: `change` makes it and returns how to undo it. */
   #edit(change: () => () => void): void {
-    this.#map.transaction(() => {
+    const make = () => {
       this.#touch();
       this.#map.record(change());
       this.#touch();
-    });
+    };
+    // Edits can't fail half-way, so in an open transaction none needs one of its own.
+    if (this.#map.inTransaction) make();
+    else this.#map.transaction(make);
   }
 
   /** Marks every address that shows any of this region, in every address space. */
   #touch(): void {
-    const pending: { region: MemoryRegion; start: Address; end: Address }[] = [
-      { region: this, start: 0, end: this.#size },
-    ];
-    const clip = (region: MemoryRegion, start: Address, end: Address) => {
-      const [from, to] = [higher(start, 0), lower(end, region.#size)];
-      if (from < to) pending.push({ region, start: from, end: to });
-    };
-    for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
-      const { region, start, end } = next;
-      if (!region.#enabled) continue;
-      const [from, to] = [add(start, region.#address), add(end, region.#address)];
-      for (const user of region.#roots) user.invalidate(from, to);
-      if (region.#parent !== undefined) clip(region.#parent, from, to);
-      for (const alias of region.#aliases) {
-        clip(alias, subtract(start, alias.#targetOffset), subtract(end, alias.#targetOffset));
+    if (this.#uses === 0) return;
+    const pending: { region: MemoryRegion; start: Address; end: Address }[] = [];
+    let next: (typeof pending)[number] | undefined = { region: this, start: 0, end: this.#size };
+    for (; next !== undefined; next = pending.pop()) {
+      let [region, start, end]: [MemoryRegion | undefined, Address, Address] = [next.region, next.start, next.end];
+      // Up through the containers; what shows elsewhere on the way comes later.
+      while (region?.enabled && start < end) {
+        for (const alias of region.#aliases) {
+          const from = higher(subtract(start, alias.#targetOffset), 0);
+          pending.push({ region: alias, start: from, end: lower(subtract(end, alias.#targetOffset), alias.#size) });
+        }
+        start = add(start, region.#address);
+        end = add(end, region.#address);
+        for (const user of region.#roots) user.invalidate(start, end);
+        region = region.#parent;
+        if (region !== undefined) end = lower(end, region.#size);
       }
     }
   }
 
   /** How `child` would contain itself were it put into this region, as `'a' > alias 'b' > 'a'`; undefined if not. */
   #cycleWith(child: MemoryRegion): string | undefined {
+    if (child.target === undefined && child.#children === undefined && child !== this) return undefined;
     // An alias that isn't in use yet is unknown to its target, so what it leads to is looked for as well.
     const below: MemoryRegion[] = [];
     for (let step: MemoryRegion | undefined = child; step !== undefined; step = step.target) below.push(step);

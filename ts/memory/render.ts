@@ -28,7 +28,7 @@ export interface Change {
 /**
  * The view of `root` where `view` is its view before edits, all of which fell into `windows`: only what the windows
  * touch is rendered. Returns the same `view` and no changes if nothing differs. O(n log n) in the regions that reach
- * into the windows, plus one look at the siblings of each.
+ * into the windows, and O(log n) in all others.
  *
  * Throws `INVALID` if host memory would show at or above 2^53.
  */
@@ -63,7 +63,7 @@ export function rerender(
  * depends only on what is on either side.
  */
 function widen(view: FlatView, windows: readonly Window[]): Window[] {
-  const wide = windows.map(({ start, end }) => {
+  const wide = joined(windows).map(({ start, end }) => {
     let first = view.indexAfter(start);
     while (first > 0 && rangeEnd(view.at(first - 1)!) >= start) first--;
     const left = view.at(first);
@@ -73,14 +73,18 @@ function widen(view: FlatView, windows: readonly Window[]): Window[] {
       end: right === undefined ? end : higher(end, rangeEnd(right)),
     };
   });
-  wide.sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0));
-  const disjoint: { start: Address; end: Address }[] = [];
-  for (const { start, end } of wide) {
-    const last = disjoint.at(-1);
+  return joined(wide);
+}
+
+/** The windows as disjoint ascending ones that don't touch. */
+function joined(windows: readonly Window[]): Window[] {
+  const result: { start: Address; end: Address }[] = [];
+  for (const { start, end } of [...windows].sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0))) {
+    const last = result.at(-1);
     if (last !== undefined && start <= last.end) last.end = higher(last.end, end);
-    else disjoint.push({ start, end });
+    else result.push({ start, end });
   }
-  return disjoint;
+  return result;
 }
 
 /** The new ranges, with the old object in place of each that is exactly the same. */
