@@ -1,6 +1,7 @@
 import type { Arena, MemoryRange } from '../../ts/core/arena.js';
 import { createArena } from '../../ts/core/node.js';
 import type { HostMemory } from '../../ts/kvm/backend.js';
+import { LinuxBackend } from '../../ts/kvm/linux.js';
 import { Machine, type MachineOptions } from '../../ts/kvm/machine.js';
 import type { Operation } from '../../ts/kvm/planner.js';
 import type { Vcpu } from '../../ts/kvm/vcpu-owner.js';
@@ -68,10 +69,23 @@ function word(value: number): number[] {
   return [value & 0xff, (value >>> 8) & 0xff, (value >>> 16) & 0xff, value >>> 24];
 }
 
+/** Says how long KVM took. */
+class TimedBackend extends LinuxBackend {
+  callTime = 0;
+
+  override apply(operations: number, count: number): number {
+    const start = process.hrtime.bigint();
+    const done = super.apply(operations, count);
+    this.callTime = Number(process.hrtime.bigint() - start);
+    return done;
+  }
+}
+
 /** The same virtual machine twice: one of this library's, and one in C alone, with the same guest and host memory. */
 export class KvmPair {
   readonly machine: Machine;
   readonly rivals: Rivals;
+  readonly #backend: TimedBackend;
   readonly #arena: Arena;
   readonly #vm: number;
   readonly #lists: number;
@@ -82,8 +96,9 @@ export class KvmPair {
   #entries = 0;
   #listed = 0;
 
-  private constructor(machine: Machine, rivals: Rivals) {
+  private constructor(machine: Machine, backend: TimedBackend, rivals: Rivals) {
     this.machine = machine;
+    this.#backend = backend;
     this.rivals = rivals;
     this.#arena = createArena(mostCalls * regionBytes * 2);
     this.#vm = this.#arena.allocate(vmBytes);
@@ -100,8 +115,12 @@ export class KvmPair {
 
   static async create(options: MachineOptions): Promise<KvmPair> {
     let pair: KvmPair | undefined;
+    let backend: TimedBackend | undefined;
     const machine = await Machine.create({
-      backend: 'kvm',
+      backend: (arena) => {
+        backend = new TimedBackend(arena);
+        return backend;
+      },
       splitPoints: [],
       ...options,
       onCommit: (record) => {
@@ -110,12 +129,17 @@ export class KvmPair {
       },
     });
     try {
-      pair = new KvmPair(machine, loadRivals());
+      pair = new KvmPair(machine, backend!, loadRivals());
       return pair;
     } catch (error) {
       await machine.close();
       throw error;
     }
+  }
+
+  /** Nanoseconds that the calls of the machine's last commit took. */
+  get callTime(): number {
+    return this.#backend.callTime;
   }
 
   /** Gives the rival the very slots that the machine has. Both vCPUs must be out. */
