@@ -118,8 +118,10 @@ export class FlatView {
   }
 
   /** The ranges with indices from `from` to before `to`. */
-  slice(from: number, to: number): FlatRange[] {
-    return [...this.#stretches(from, to)].flat();
+  slice(from: number, to: number): readonly FlatRange[] {
+    const stretches: (readonly FlatRange[])[] = [];
+    this.#take(from, to, stretches);
+    return stretches.length === 1 ? stretches[0]! : stretches.flat();
   }
 
   /** This view with stretches of it replaced; they ascend and don't overlap. */
@@ -127,20 +129,21 @@ export class FlatView {
     const stretches: (readonly FlatRange[])[] = [];
     let kept = 0;
     for (const { from, to, ranges } of replacements) {
-      stretches.push(...this.#stretches(kept, from), ranges);
+      this.#take(kept, from, stretches);
+      stretches.push(ranges);
       kept = to;
     }
-    stretches.push(...this.#stretches(kept, this.#starts.at(-1)!));
+    this.#take(kept, this.#starts.at(-1)!, stretches);
     return new FlatView(packed(stretches));
   }
 
-  /** The ranges with indices from `from` to before `to`, in whole pieces where possible. */
-  *#stretches(from: number, to: number): Iterable<readonly FlatRange[]> {
+  /** Adds to `out` the ranges with indices from `from` to before `to`, in whole pieces where possible. */
+  #take(from: number, to: number, out: (readonly FlatRange[])[]): void {
     for (let piece = this.#pieceAt(from), at = from; at < to; piece++) {
       const start = this.#starts[piece]!;
       const ranges = this.#pieces[piece]!;
       const whole = at === start && start + ranges.length <= to;
-      yield whole ? ranges : ranges.slice(at - start, to - start);
+      out.push(whole ? ranges : ranges.slice(at - start, to - start));
       at = start + ranges.length;
     }
   }

@@ -76,10 +76,22 @@ function widen(view: FlatView, windows: readonly Window[]): Window[] {
   return joined(wide);
 }
 
+function byStart(a: Window, b: Window): number {
+  return a.start < b.start ? -1 : a.start > b.start ? 1 : 0;
+}
+
+/** Sorts in place, which costs nothing where there is nothing to do: most lists here are short, or in order. */
+function ascending<T>(items: T[], compare: (a: T, b: T) => number): T[] {
+  for (let index = 1; index < items.length; index++) {
+    if (compare(items[index - 1]!, items[index]!) > 0) return items.sort(compare);
+  }
+  return items;
+}
+
 /** The windows as disjoint ascending ones that don't touch. */
 function joined(windows: readonly Window[]): Window[] {
   const result: { start: Address; end: Address }[] = [];
-  for (const { start, end } of [...windows].sort((a, b) => (a.start < b.start ? -1 : a.start > b.start ? 1 : 0))) {
+  for (const { start, end } of ascending([...windows], byStart)) {
     const last = result.at(-1);
     if (last !== undefined && start <= last.end) last.end = higher(last.end, end);
     else result.push({ start, end });
@@ -180,12 +192,12 @@ function childrenIn(windows: readonly Window[], { region, base, start, end }: Vi
     region.collectChildren(subtract(from, base), subtract(to, base), found);
   }
   work.comparisons += found.length;
-  found.sort((a, b) => {
+  ascending(found, (a, b) => {
     work.comparisons++;
     return byRank(a, b);
   });
   // Those that reach into several windows were found for each.
-  return found.filter((child, index) => child !== found[index - 1]);
+  return windows.length === 1 ? found : found.filter((child, index) => child !== found[index - 1]);
 }
 
 /** Whether some window holds an address of [`start`, `end`). */
@@ -212,9 +224,9 @@ function firstEndingAfter(windows: readonly Window[], gpa: Address, work: Render
  * heap with the lowest rank on top. Each enters and leaves the heap once, so the whole is O(n log n).
  */
 function sweep(found: Fragment[], work: RenderWork): FlatRange[] {
-  found.sort((a, b) => {
+  ascending(found, (a, b) => {
     work.comparisons++;
-    return a.start < b.start ? -1 : a.start > b.start ? 1 : 0;
+    return byStart(a, b);
   });
   const ranges: FlatRange[] = [];
   const reaching: Fragment[] = [];
