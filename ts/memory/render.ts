@@ -183,13 +183,19 @@ function fragments(root: MemoryRegion, windows: readonly Window[], work: RenderW
 }
 
 /** The children of a visited region that reach into a window, in the order in which they show. */
-function childrenIn(windows: readonly Window[], { region, base, start, end }: Visit, work: RenderWork): MemoryRegion[] {
+function childrenIn(
+  windows: readonly Window[],
+  { region, base, start, end }: Visit,
+  work: RenderWork,
+): readonly MemoryRegion[] {
   const found: MemoryRegion[] = [];
   for (let index = firstEndingAfter(windows, start, work); index < windows.length; index++) {
     const window = windows[index]!;
     if (window.start >= end) break;
-    const [from, to] = [higher(window.start, start), lower(window.end, end)];
-    region.collectChildren(subtract(from, base), subtract(to, base), found);
+    const [from, to] = [subtract(higher(window.start, start), base), subtract(lower(window.end, end), base)];
+    // All of them are in order already, more often than not.
+    if (from <= 0 && to >= region.size) return region.children;
+    region.collectChildren(from, to, found);
   }
   work.comparisons += found.length;
   ascending(found, (a, b) => {
