@@ -99,7 +99,7 @@ export async function windows(report: Report): Promise<void> {
     try {
       for (const policy of ['stable', 'exact'] as const) sides.push(await Replayed.create(policy, recording, vcpus));
       const [stable, exact] = sides as [Replayed, Replayed];
-      for (let turn = 0; turn < stable.turns * report.budget(3, 1); turn++) {
+      for (let turn = 0; turn < stable.turns * report.budget(12, 2); turn++) {
         for (const side of turn % 2 === 0 ? sides : [exact, stable]) await side.turn();
       }
       const quantile = (values: readonly number[], share: number) =>
