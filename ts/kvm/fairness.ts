@@ -4,8 +4,8 @@ import { controlWords, gateBits, lineWords } from './gate.js';
 const patience = 100;
 /**
  * How long, in milliseconds, the gates stay open after the last starving vCPU got in. A vCPU that tells the owner may
- * be preempted by it on the spot: shut at once, the gate would send it out again before its guest did anything. Several
- * times what VcpuLoop takes for progress.
+ * be preempted by it on the spot: shut at once, the gate would send it out again before its guest did anything. Twice
+ * what VcpuLoop takes for progress.
  */
 const slice = 0.5;
 

@@ -26,7 +26,7 @@ export interface VcpuLoopOptions {
 }
 
 /** How long, in milliseconds, a guest has to be in KVM_RUN to have got anywhere for certain, unless it exits. */
-const shortestProgress = 0.1;
+const shortestProgress = 0.25;
 /** How long, in milliseconds, a vCPU sleeps for its owner's answer before it looks whether it is to end. */
 const mailboxPatience = 50;
 
