@@ -75,10 +75,16 @@ int32_t memslots_map_lookup(const struct memslots_map *map, double gpa, struct m
 static void change(struct memslots_table *table, const struct memslots_range *deletes, uint32_t delete_count,
 		   const struct memslots_range *adds, uint32_t add_count)
 {
-	__atomic_store_n(&table->sequence, table->sequence + 1, __ATOMIC_RELAXED);
+	uint32_t sequence = table->sequence + 1;
+
+	__atomic_store_n(&table->sequence, sequence, __ATOMIC_SEQ_CST);
 	__atomic_thread_fence(__ATOMIC_RELEASE);
+#ifdef __wasm__
+	/* Optimisers of WASM take fences out. A load waits for the store before it, and what is stored next for the load. */
+	sequence = __atomic_load_n(&table->sequence, __ATOMIC_SEQ_CST);
+#endif
 	memslots_splice(table, deletes, delete_count, adds, add_count, sizeof(*adds));
-	__atomic_store_n(&table->sequence, table->sequence + 1, __ATOMIC_RELEASE);
+	__atomic_store_n(&table->sequence, sequence + 1, __ATOMIC_RELEASE);
 }
 
 /* Whether the adds collide with each other or with what is left after the deletes. */

@@ -158,7 +158,7 @@ typedef uint64_t __attribute__((may_alias)) memslots_word;
 
 /*
  * A store into a copy that other threads may be reading, though they will throw away what they find: one that the
- * compiler can neither split nor invent. WASM's atomic stores order everything, and cost twenty times as much.
+ * compiler can neither split nor invent. WASM's atomic stores order everything, and cost several times as much.
  */
 #ifdef __wasm__
 #define MEMSLOTS_STORE(at, value) (*(volatile __typeof__(*(at)) *)(at) = (value))

@@ -1,4 +1,4 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { Arena } from '../../ts/core/arena.js';
@@ -11,6 +11,21 @@ import { openCore, rangeOf } from './core.js';
 
 const build = process.env.MEMSLOTS_CORE;
 const exported = readFileSync('wasm-build/exports.txt', 'utf8').trim().split('\n').sort();
+
+describe('the WASM module for threads', () => {
+  it('loads the sequence of a copy between marking it as changing and changing it, since fences are optimised away', (context) => {
+    const { stdout, status } = spawnSync('wasm-dis', ['--all-features', 'wasm-build/slots-shared.wasm'], {
+      encoding: 'utf8',
+      maxBuffer: 2 ** 26,
+    });
+    if (status !== 0) context.skip('wasm-dis is not installed (it comes with emscripten)');
+    // In each of a commit's two changes: the store, the load, and then the call that moves keys. See change() in map.c.
+    const changes = stdout.match(
+      /i32\.atomic\.store offset=12\s[^;]{0,400}?i32\.atomic\.load offset=12\s[^;]{0,120}?\(call /g,
+    );
+    expect(changes).toHaveLength(2);
+  });
+});
 
 describe('the two builds', () => {
   it('is the one that was asked for', () => {

@@ -189,6 +189,20 @@ describe.each(backends)('a commit of which a call fails, on %s', (kind) => {
     });
   });
 
+  it('would be noticed if KVM had other slots than the table says (the control)', async (context) => {
+    needsKvm(context, kind);
+    const lies = [{}, { gpa: 0x40000000 }, { size: 4 * page }, { size: 9 * page }, { id: 9 }, { flags: 2 }];
+    for (const lie of lies) {
+      await withFaults(kind, async (machine, { inner }, arena) => {
+        const memory = machine.allocate(16 * page);
+        machine.system.add(MemoryRegion.ram(machine.map, 'ram', 8 * page, { memory }), ramAddress);
+        const slots = (space?: number) => machine.slots(space).map((slot) => ({ ...slot, ...lie }));
+        const differences = kernelDifferences({ slots, allocate: (size) => machine.allocate(size) }, inner, arena);
+        expect(differences.length > 0, JSON.stringify(lie)).toBe(lie !== lies[0]);
+      });
+    }
+  });
+
   it('names both ranges when a slot that it knows is in the way, and hints at the kernel when it knows none', async (context) => {
     needsKvm(context, kind);
     await withFaults(kind, async (machine, faulty, arena) => {

@@ -170,6 +170,25 @@ describe('a listener', () => {
     expect(map.addressSpaces).toEqual([space]);
   });
 
+  test('must not edit the map either while it is attached or detached inside a transaction', () => {
+    const { map, a, space } = twoRegions();
+    const edits: unknown[] = [];
+    const edit = () => {
+      try {
+        a.setAddress(0x8000);
+      } catch (error) {
+        edits.push((error as { code?: string }).code);
+      }
+    };
+    map.transaction(() => {
+      const { detach } = map.addListener({ add: edit, delete: edit }, [space]);
+      detach();
+    });
+    expect(edits.length).toBeGreaterThan(1);
+    expect(new Set(edits)).toEqual(new Set(['STATE']));
+    expect(a.address).toBe(0);
+  });
+
   test('is refused for no address space, one given twice, or one of another map', () => {
     const { map, space } = twoRegions();
     const foreign = twoRegions().space;

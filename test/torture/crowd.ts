@@ -130,16 +130,18 @@ export class Crowd {
    */
   watchKick(): void {
     const { vcpu, paused } = this.#seats[Math.floor(this.#random() * this.#seats.length)]!;
+    if (vcpu.hasEnded) return;
     vcpu.resume();
     const start = performance.now();
     const delay = this.#random() * 0.2;
     while (performance.now() - start < delay);
+    const wasInside = this.#isInside(vcpu);
     vcpu.pause();
     const moment = new Int32Array(new SharedArrayBuffer(4));
     const deadline = performance.now() + kickPatience;
     while (this.#isInside(vcpu) && performance.now() < deadline) Atomics.wait(moment, 0, 0, 0.05);
     const { counts, problems } = this.#tally;
-    counts.watchedKicks++;
+    if (wasInside) counts.watchedKicks++;
     if (this.#isInside(vcpu)) {
       counts.lostKicks++;
       problems.push(`a kick of vCPU ${vcpu.index} was lost: it stayed in KVM_RUN for ${kickPatience} ms`);

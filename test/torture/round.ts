@@ -17,8 +17,8 @@ const slice = 4;
 const replaceInterval = 300;
 /** How many in a hundred slices are calm, end with a pause, and end with a kick that is watched. */
 const percent = { calm: 50, pauses: 20, watchedKicks: 5 } as const;
-/** Which of the kicks a deaf control drops. */
-const droppedKick = 100;
+/** A deaf control drops one in so many of the kicks that aren't for a window. */
+const droppedKick = 3;
 /** Milliseconds: a window waits this long for vCPUs. */
 const timeout = 5_000;
 
@@ -108,10 +108,14 @@ async function rage(
       crowd.watchKick();
     }
     if (now > nextReplacement && replacing === undefined) {
-      replacing = crowd.replace().finally(() => {
+      const done = () => {
         replacing = undefined;
         nextReplacement = performance.now() + replaceInterval;
         disturbers.follow(machine, backend);
+      };
+      replacing = crowd.replace().then(done, (error) => {
+        done();
+        tally.problems.push(`a vCPU couldn't be replaced: ${error}`);
       });
     }
     if (crowd.harm() || crowd.stopped.length > 0) break;

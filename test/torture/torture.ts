@@ -11,9 +11,9 @@ while other threads make VM ioctls, kick vCPUs and cancel commits, vCPUs are pau
 Guests check what they read; the slot table is compared with the memory map, with the calls, and with KVM. Every 5 s
 there is a new virtual machine.
 
-  --seed S            what is random follows from it (default 1)
+  --seed S            seeds the random choices (default 1); how many there are is a matter of time, so no run is like another
   --control naive     updates aren't atomic: guests are harmed, and this must fail
-  --control deaf      one kick in a hundred is dropped: so must this
+  --control deaf      kicks get lost, outside of windows: so must this
   --json              nothing but the last line, which is JSON in either case
 
 Exit status: 0 if nothing was wrong and enough was done, else 1.`;
@@ -45,7 +45,11 @@ export async function torture(
     const policy = round % 2 === 0 ? 'exact' : 'stable';
     const profile = round % 4 < 2 ? 'x86' : 'x86-smm';
     const random = randomFrom(options.seed + round * 1_000_003);
-    await playRound({ ...options, seconds: options.seconds / rounds, policy, profile, random }, tally);
+    try {
+      await playRound({ ...options, seconds: options.seconds / rounds, policy, profile, random }, tally);
+    } catch (error) {
+      tally.problems.push(`round ${round + 1} ended in ${error}`);
+    }
     const { commits, overlapping, inhibits, reads } = tally.counts;
     const counts = `${commits} commits, ${overlapping} overlapping, ${inhibits} windows, ${reads} words read`;
     say(`round ${round + 1} of ${rounds}, ${policy}: ${counts} so far`);

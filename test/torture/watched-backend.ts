@@ -14,7 +14,7 @@ type Held = Pick<MemoryRange, 'gpa' | 'size' | 'host' | 'flags'>;
 export class WatchedBackend extends FaultyBackend {
   /** What went wrong, in words. */
   readonly violations: string[] = [];
-  /** Drops one kick in so many; 0 for none. For a control experiment. */
+  /** Drops one kick in so many of those that aren't for a window; 0 for none. For a control experiment. */
   dropKicks = 0;
   /** What each vCPU's thread was given, by index. */
   readonly setups = new Map<number, VcpuSetup>();
@@ -37,7 +37,7 @@ export class WatchedBackend extends FaultyBackend {
   }
 
   override apply(operations: number, count: number): number {
-    const window = (Atomics.load(this.#words, this.commonLine >>> 2) & gateBits.shut) !== 0;
+    const window = this.#isWindow();
     if (window) {
       this.#expectNobodyInside();
       Atomics.store(this.#ofThreads, flags.window, 1);
@@ -49,6 +49,10 @@ export class WatchedBackend extends FaultyBackend {
     }
     for (let index = 0; index < done; index++) this.#note(operations + index * this.#memory.layout.operation.bytes);
     return done;
+  }
+
+  #isWindow(): boolean {
+    return (Atomics.load(this.#words, this.commonLine >>> 2) & gateBits.shut) !== 0;
   }
 
   #expectNobodyInside(): void {
@@ -93,7 +97,7 @@ export class WatchedBackend extends FaultyBackend {
   }
 
   override kick(index: number): void {
-    if (this.dropKicks > 0 && ++this.#kicks % this.dropKicks === 0) return;
+    if (this.dropKicks > 0 && !this.#isWindow() && ++this.#kicks % this.dropKicks === 0) return;
     super.kick(index);
   }
 }

@@ -14,7 +14,7 @@ const mostInPiece = 256;
 
 /**
  * Items by ascending address, in short pieces, so that one that comes or goes moves few others: O(log n) but for the
- * list of pieces.
+ * list of pieces, and for those at one and the same address.
  */
 class SortedList<T extends Child> {
   readonly #pieces: T[][] = [];
@@ -43,6 +43,7 @@ class SortedList<T extends Child> {
       if (piece.length === 0) this.#pieces.splice(index, 1);
       return;
     }
+    throw new Error(`no item at ${item.address} to be removed`);
   }
 
   /** Adds to `out` what lies below `end` from the first at or above `from` on, and reaches above `start`. */

@@ -60,9 +60,9 @@ export abstract class Transactions {
     return result;
   }
 
-  /** Whether a transaction is open. */
+  /** Whether a transaction is open, and edits may be made in it. */
   get inTransaction(): boolean {
-    return this.#depth > 0;
+    return this.#depth > 0 && !this.#publishing;
   }
 
   /** Opens a transaction that a matching {@link commit} ends. Throws `STATE` during a commit. */
